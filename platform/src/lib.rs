@@ -1,0 +1,143 @@
+//! What PeerVPN asks of an operating system.
+//!
+//! Plain types ([`types`], [`nft`]), two traits ([`Host`] for what the network stack holds, [`WireGuard`] for the
+//! device) and one module an operating system, selected here and nowhere else. Everything is synchronous; sockets come
+//! back non-blocking, for the caller's event loop. No decisions are taken here: callers say exactly what to do.
+//! What a system cannot do returns [`Error::Unsupported`], never a silent success.
+
+pub mod nft;
+pub mod types;
+
+#[cfg(target_os = "linux")]
+#[path = "linux/mod.rs"]
+pub mod os;
+#[cfg(target_os = "macos")]
+#[path = "macos/mod.rs"]
+pub mod os;
+#[cfg(windows)]
+#[path = "windows/mod.rs"]
+pub mod os;
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use types::*;
+
+/// Origin number of our routes and rules (`rtm_protocol`, `FRA_PROTOCOL`): the kernel leaves numbers from 5 up to
+/// user space and no entry of iproute2's `rt_protos` uses this one.
+pub const OUR_PROTOCOL: u8 = 80;
+
+/// Alias put on every link we make, so that recovery without a journal finds it.
+pub const OUR_ALIAS: &str = "peervpn";
+
+/// What went wrong at the border to the operating system.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refused an operation.
+    #[error("cannot {operation}: {source}")]
+    System {
+        /// What was tried, with its operands, in the infinitive: `add route default (table 51820)`.
+        operation: String,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// This operating system has no way to do it.
+    #[error("{what} is not supported on {os}", os = std::env::consts::OS)]
+    Unsupported {
+        /// The capability.
+        what: &'static str,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// The system's answer could not be understood.
+    #[error("unexpected answer to {operation}: {detail}")]
+    Unexpected {
+        /// What was asked.
+        operation: String,
+        /// What was odd about the answer.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// Wraps the system's answer to `operation`.
+    pub fn system(operation: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        Error::System { operation: operation.into(), source: source.into() }
+    }
+
+    /// The system's error kind, if it is one.
+    pub fn kind(&self) -> Option<std::io::ErrorKind> {
+        match self {
+            Error::System { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
+    /// The system's error number, if it is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::System { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The host's network configuration. Reading never changes anything; every change is exactly the one asked for.
+pub trait Host {
+    /// Every link.
+    fn links(&mut self) -> Result<Vec<Link>>;
+    /// One link by name; `None` if there is none.
+    fn link(&mut self, name: &str) -> Result<Option<Link>>;
+    /// Creates a link of the system's WireGuard kind, down, and marks it with [`OUR_ALIAS`].
+    fn create_wireguard_link(&mut self, name: &str) -> Result<()>;
+    /// Deletes a link. A link that is already gone is no error.
+    fn delete_link(&mut self, name: &str) -> Result<()>;
+    /// Marks a link as ours with [`OUR_ALIAS`] (for links another program created for us).
+    fn mark_link(&mut self, name: &str) -> Result<()>;
+    /// Sets MTU (bytes) and brings the link up, in one request.
+    fn bring_up(&mut self, name: &str, mtu: u32) -> Result<()>;
+    /// Every address of every link.
+    fn addresses(&mut self) -> Result<Vec<Address>>;
+    /// Adds an address to a link (without the prefix route for `/32` and `/128`, no duplicate address detection).
+    fn add_address(&mut self, link: &str, address: IpNetwork) -> Result<()>;
+    /// Every route of every table and family, the kernel's own `local` table left out.
+    fn routes(&mut self) -> Result<Vec<Route>>;
+    /// Adds a route; one that is already there is an error (`EEXIST`).
+    fn add_route(&mut self, route: &Route) -> Result<()>;
+    /// Adds many routes with few system calls; stops at the first failure.
+    fn add_routes(&mut self, routes: &[Route]) -> Result<()>;
+    /// Deletes exactly this route (protocol included). One that is already gone is no error.
+    fn delete_route(&mut self, route: &Route) -> Result<()>;
+    /// Every policy rule.
+    fn rules(&mut self) -> Result<Vec<Rule>>;
+    /// Adds a policy rule.
+    fn add_rule(&mut self, rule: &Rule) -> Result<()>;
+    /// Deletes exactly this rule (protocol included). One that is already gone is no error.
+    fn delete_rule(&mut self, rule: &Rule) -> Result<()>;
+    /// How a packet with this mark (0 for none) to `destination` would leave; `None` if there is no route.
+    fn route_lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>>;
+    /// Reads a kernel setting by its sysctl name in slash form (`net/ipv4/conf/eth0/forwarding`), trimmed;
+    /// `None` if the kernel has no such setting.
+    fn sysctl(&mut self, key: &str) -> Result<Option<String>>;
+    /// Writes a kernel setting.
+    fn set_sysctl(&mut self, key: &str, value: &str) -> Result<()>;
+    /// Replaces our firewall table of that name by this one, atomically.
+    fn replace_table(&mut self, table: &nft::Table) -> Result<()>;
+    /// For read-back: each chain of the table of that name with its number of rules, in order; `None` if there is no
+    /// such table.
+    fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>>;
+    /// Deletes our firewall table. One that is already gone is no error.
+    fn delete_table(&mut self, name: &str) -> Result<()>;
+}
+
+/// A WireGuard device, on whichever back end it runs.
+pub trait WireGuard {
+    /// Applies settings in as few requests as the back end allows.
+    fn configure(&mut self, interface: &str, config: &DeviceConfig) -> Result<()>;
+    /// The device as it is.
+    fn state(&mut self, interface: &str) -> Result<DeviceState>;
+}

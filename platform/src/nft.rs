@@ -1,0 +1,173 @@
+//! A firewall table as plain data: what `nft list table` would show, in the few words PeerVPN needs.
+//! `src/host` writes these from a policy; `linux/nft.rs` encodes them to netlink and reads them back.
+//! Expression semantics: nft(8), `linux/netfilter/nf_tables.h`.
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// A whole table of family `inet`; applied as one atomic batch that replaces an earlier table of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Table name.
+    pub name: String,
+    /// Chains in order.
+    pub chains: Vec<Chain>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// Chain name; must not be an nft keyword.
+    pub name: String,
+    /// Where it hooks; `None` for a chain that is only jumped to.
+    pub base: Option<Base>,
+    /// Rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A base chain's hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Chain type.
+    pub kind: Kind,
+    /// Hook.
+    pub hook: Hook,
+    /// Priority; nft(8) names: raw -300, mangle -150, dstnat -100, filter 0, srcnat 100.
+    pub priority: i32,
+    /// Policy `drop` instead of `accept`.
+    pub drop: bool,
+}
+
+/// Chain type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// `filter`.
+    Filter,
+    /// `nat`.
+    Nat,
+    /// `route`: a changed mark re-routes the packet.
+    Route,
+}
+
+/// Netfilter hook of family `inet`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// `prerouting`.
+    Prerouting,
+    /// `input`.
+    Input,
+    /// `forward`.
+    Forward,
+    /// `output`.
+    Output,
+    /// `postrouting`.
+    Postrouting,
+}
+
+/// A rule: every match must hold, then the statements run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Matches.
+    pub matches: Vec<Match>,
+    /// Statements, the verdict last.
+    pub statements: Vec<Statement>,
+    /// Comment shown by `nft list`.
+    pub comment: Option<String>,
+}
+
+/// One condition. `not` inverts it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Match {
+    /// `iifname NAME`.
+    Iif {
+        /// Interface name.
+        name: String,
+        /// Invert.
+        not: bool,
+    },
+    /// `oifname NAME`.
+    Oif {
+        /// Interface name.
+        name: String,
+        /// Invert.
+        not: bool,
+    },
+    /// `meta nfproto ipv4|ipv6`.
+    Family(crate::types::Family),
+    /// `meta l4proto N`: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6.
+    L4Proto(u8),
+    /// `ip saddr` / `ip6 saddr PREFIX` (implies the family).
+    Source {
+        /// Prefix.
+        prefix: IpNetwork,
+        /// Invert.
+        not: bool,
+    },
+    /// `ip daddr` / `ip6 daddr PREFIX` (implies the family).
+    Destination {
+        /// Prefix.
+        prefix: IpNetwork,
+        /// Invert.
+        not: bool,
+    },
+    /// `th sport FIRST-LAST` (inclusive; the L4 protocol must be matched before).
+    SourcePort(u16, u16),
+    /// `th dport FIRST-LAST` (inclusive; the L4 protocol must be matched before).
+    DestinationPort(u16, u16),
+    /// `icmpv6 type N` (the L4 protocol must be matched before).
+    Icmp6Type(u8),
+    /// `meta mark VALUE`.
+    Mark {
+        /// Value.
+        value: u32,
+        /// Invert.
+        not: bool,
+    },
+    /// `ct mark VALUE`.
+    CtMark {
+        /// Value.
+        value: u32,
+        /// Invert.
+        not: bool,
+    },
+    /// `ct state established,related`.
+    CtEstablished,
+    /// `ct state new`.
+    CtNew,
+    /// `ct direction original`.
+    CtOriginal,
+    /// `fib daddr type local`: the destination is one of the host's own addresses.
+    DestinationLocal {
+        /// Invert.
+        not: bool,
+    },
+    /// `tcp flags & (syn|rst) == syn`.
+    TcpSyn,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statement {
+    /// `counter`.
+    Counter,
+    /// `accept`.
+    Accept,
+    /// `drop`.
+    Drop,
+    /// `reject with icmpx admin-prohibited`.
+    Reject,
+    /// `masquerade`.
+    Masquerade,
+    /// `dnat to ADDR`, the port unchanged.
+    Dnat(std::net::IpAddr),
+    /// `meta mark set VALUE`.
+    SetMark(u32),
+    /// `ct mark set VALUE`.
+    SetCtMark(u32),
+    /// `tcp option maxseg size set rt mtu`: clamp to the route's MTU.
+    ClampMss,
+}

@@ -1,0 +1,97 @@
+//! What a running node tells the person or script that started it: the JSON events of cli.md, and the steps in between
+//! that only a person sees. `cli::render` turns them into text or JSON.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::key::PublicKey;
+
+/// One thing that happened. With `--json` each is one line, tagged `"event"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// What is being done now. Only for people (stderr); never in JSON.
+    #[serde(skip)]
+    Step(String),
+    /// Something the person should know, with what to do about it. Only for people (stderr); never in JSON.
+    #[serde(skip)]
+    Warning(String),
+    /// The node stands. `connect` is the line to copy.
+    Ready {
+        /// `exit`.
+        mode: &'static str,
+        /// Interface name.
+        interface: String,
+        /// `kernel` or `userspace`.
+        backend: String,
+        /// Our static public key.
+        public_key: PublicKey,
+        /// Our peer ID.
+        peer_id: String,
+        /// Listen port.
+        port: u16,
+        /// Endpoints in the connect string, best first.
+        endpoints: Vec<String>,
+        /// Our tunnel addresses.
+        tunnel_addresses: Vec<IpAddr>,
+        /// Connect string.
+        connect: String,
+    },
+    /// An unknown peer waits for admission.
+    Pending {
+        /// Its peer ID.
+        peer_id: String,
+        /// Its key.
+        public_key: PublicKey,
+        /// The source of its packet.
+        endpoint: String,
+    },
+    /// A peer was let in.
+    Joined {
+        /// Its peer ID.
+        peer_id: String,
+        /// Its key.
+        public_key: PublicKey,
+        /// Its tunnel addresses.
+        tunnel_addresses: Vec<IpAddr>,
+        /// `accepted`, `any`, `invite` or `added`.
+        how: &'static str,
+    },
+    /// The first handshake is done and traffic goes through the exit.
+    Connected {
+        /// `connect`.
+        mode: &'static str,
+        /// The exit's peer ID.
+        peer_id: String,
+        /// The exit's endpoint.
+        endpoint: String,
+        /// Milliseconds from the first initiation to the handshake.
+        handshake_ms: u64,
+        /// Our tunnel addresses.
+        tunnel_addresses: Vec<IpAddr>,
+        /// DNS servers in use.
+        dns: Vec<IpAddr>,
+    },
+    /// The NAT's mapping of our port changed.
+    Mapping {
+        /// Before.
+        old: String,
+        /// Now.
+        new: String,
+    },
+    /// No answer from the exit so far.
+    Unreachable {
+        /// Seconds since the first initiation.
+        since_s: u64,
+        /// What to ask of the exit's operator.
+        hint: String,
+        /// Our own connect string.
+        own: String,
+    },
+    /// The node stopped.
+    Stopped {
+        /// `restored`, or what is left.
+        host: String,
+    },
+}

@@ -1,0 +1,3 @@
+//! The running node.
+
+pub mod event;
