@@ -30,8 +30,12 @@ impl Family {
     /// `0.0.0.0/0` or `::/0`.
     pub fn default_prefix(self) -> IpNetwork {
         match self {
-            Family::V4 => IpNetwork::V4(ipnetwork::Ipv4Network::new(std::net::Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length")),
-            Family::V6 => IpNetwork::V6(ipnetwork::Ipv6Network::new(std::net::Ipv6Addr::UNSPECIFIED, 0).expect("0 is a prefix length")),
+            Family::V4 => IpNetwork::V4(
+                ipnetwork::Ipv4Network::new(std::net::Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length"),
+            ),
+            Family::V6 => IpNetwork::V6(
+                ipnetwork::Ipv6Network::new(std::net::Ipv6Addr::UNSPECIFIED, 0).expect("0 is a prefix length"),
+            ),
         }
     }
 }
