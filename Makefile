@@ -1,0 +1,73 @@
+# The entry points a person types. Logic lives in the program, in tests/ and in .ci/run.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+ARGS ?=
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# builds as you, runs as root
+AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
+BIN := $(or $(CARGO_TARGET_DIR),target)/release/peervpn
+
+.PHONY: help
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools:
+	@command -v $(CARGO) >/dev/null || { echo "make: no cargo here; install Rust: https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { command -v apt-get >/dev/null || { echo "make: install a C compiler (cc)" >&2; exit 1; }; \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -qy --no-install-recommends gcc libc6-dev; }
+
+.PHONY: exit
+exit: release ## let others out through this machine (ARGS="--accept any …")
+	$(SUDO) $(BIN) exit $(ARGS)
+
+.PHONY: connect
+connect: release ## leave through an exit (TARGET=PUBKEY@ENDPOINT, ARGS="…")
+	@test -n '$(TARGET)' || { echo 'make: connect to what? make connect TARGET=PUBKEY@ENDPOINT' >&2; exit 2; }
+	$(SUDO) $(BIN) connect '$(TARGET)' $(ARGS)
+
+.PHONY: demo
+demo: tools ## a small internet on this machine, and a request that leaves through an exit
+	$(SUDO) tests/install-deps.sh
+	$(CARGO) build --locked
+	$(SUDO) env "PATH=$$PATH" tests/demo.sh
+
+.PHONY: test
+test: tools ## everything: unit, layers, licences, commands, the lab on both back ends
+	$(SUDO) tests/install-deps.sh
+	$(CARGO) build --locked --workspace --all-targets
+	$(CARGO) $(AS_ROOT) test --locked --workspace --no-fail-fast
+	$(SUDO) env "PATH=$$PATH" tests/vm/lab
+
+.PHONY: check
+check: tools ## format, lints, layers, licences
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked --quiet --test layering --test licences
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
+
+.PHONY: build
+build: tools ## debug build
+	$(CARGO) build --locked --workspace
+
+.PHONY: release
+release: tools ## release build
+	$(CARGO) build --locked --release
+
+.PHONY: install
+install: release ## install into PREFIX (default /usr/local)
+	$(if $(DESTDIR),,$(SUDO)) install -D -m 0755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/peervpn'
+
+.PHONY: uninstall
+uninstall: ## put the host back and remove the program; the state in /var/lib/peervpn stays
+	@test -n '$(DESTDIR)' || ! test -x '$(PREFIX)/bin/peervpn' || $(SUDO) '$(PREFIX)/bin/peervpn' down || true
+	$(if $(DESTDIR),,$(SUDO)) rm -f '$(DESTDIR)$(PREFIX)/bin/peervpn'
+
+.PHONY: clean
+clean: ## remove what was built
+	$(CARGO) clean
