@@ -1,3 +1,4 @@
 //! The running node.
 
 pub mod event;
+pub mod stun;
