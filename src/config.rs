@@ -1,5 +1,14 @@
 //! Settings: the TOML file and the command line meet here. Flags win over the file; every option of `exit` and
 //! `connect` has a key of the same name; an unknown key is an error that names the nearest known one.
+//!
+//! Keys stand flat in the file, for both commands, or in a table `[exit]` or `[connect]`, which wins for that command.
+//! Values of flags and of keys pass through the same functions ([`value`]). A wrong flag is a usage error (exit status
+//! 2); a wrong file is an expected failure (exit status 1), since the command line that met it was right.
+
+mod file;
+pub mod value;
+
+pub use file::{ConfigError, ConfigFile, DEFAULT_CONFIG};
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,6 +18,16 @@ use ipnetwork::IpNetwork;
 
 /// Default interface name.
 pub const DEFAULT_INTERFACE: &str = "peervpn0";
+/// Default `--state-dir`.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/peervpn";
+/// Default `--run-dir`.
+pub const DEFAULT_RUN_DIR: &str = "/run/peervpn";
+/// Default `--timeout`.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Default `--retry`.
+pub const DEFAULT_RETRY: u32 = 1;
+/// Default refresh interval of the mapping keeper: carrier NATs drop a mapping after 30 s (design §3).
+pub const DEFAULT_KEEPER_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Where things live; `--config`, `--state-dir`, `--run-dir` and their environment variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,4 +145,135 @@ pub struct ConnectOptions {
     pub no_kill_switch: bool,
     /// Close everything before the first handshake, too.
     pub lockdown: bool,
+}
+
+/// Settings as the file or the flags state them: `None` where they say nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// `interface`.
+    pub interface: Option<String>,
+    /// `port`.
+    pub port: Option<u16>,
+    /// `backend`.
+    pub backend: Option<BackendChoice>,
+    /// `stun-server`.
+    pub stun_server: Option<Vec<String>>,
+    /// `no-stun`.
+    pub no_stun: Option<bool>,
+    /// `mtu`.
+    pub mtu: Option<u32>,
+    /// `accept`.
+    pub accept: Option<Accept>,
+    /// `allow-lan`.
+    pub allow_lan: Option<bool>,
+    /// `allow-peers`.
+    pub allow_peers: Option<bool>,
+    /// `endpoint`.
+    pub endpoint: Option<Vec<String>>,
+    /// `timeout`.
+    pub timeout: Option<Duration>,
+    /// `retry`.
+    pub retry: Option<u32>,
+    /// `allowed-ips`.
+    pub allowed_ips: Option<Vec<IpNetwork>>,
+    /// `exclude`.
+    pub exclude: Option<Vec<IpNetwork>>,
+    /// `no-lan`.
+    pub no_lan: Option<bool>,
+}
+
+impl Settings {
+    /// These settings, with `lower` where they say nothing. `stun-server` here overrules `no-stun` there.
+    pub fn over(self, lower: Settings) -> Settings {
+        let no_stun = self.no_stun.or(if self.stun_server.is_some() { Some(false) } else { lower.no_stun });
+        Settings {
+            interface: self.interface.or(lower.interface),
+            port: self.port.or(lower.port),
+            backend: self.backend.or(lower.backend),
+            stun_server: self.stun_server.or(lower.stun_server),
+            no_stun,
+            mtu: self.mtu.or(lower.mtu),
+            accept: self.accept.or(lower.accept),
+            allow_lan: self.allow_lan.or(lower.allow_lan),
+            allow_peers: self.allow_peers.or(lower.allow_peers),
+            endpoint: self.endpoint.or(lower.endpoint),
+            timeout: self.timeout.or(lower.timeout),
+            retry: self.retry.or(lower.retry),
+            allowed_ips: self.allowed_ips.or(lower.allowed_ips),
+            exclude: self.exclude.or(lower.exclude),
+            no_lan: self.no_lan.or(lower.no_lan),
+        }
+    }
+
+    /// Options of `exit`, the rest by default; `stun_servers` are asked when none is named.
+    pub fn exit(self, stun_servers: &[&str]) -> ExitOptions {
+        ExitOptions {
+            accept: self.accept.unwrap_or(Accept::Ask),
+            allow_lan: self.allow_lan.unwrap_or(false),
+            allow_peers: self.allow_peers.unwrap_or(false),
+            endpoints: self.endpoint.clone().unwrap_or_default(),
+            no_portmap: false,
+            dns: ExitDns::System,
+            node: self.node(stun_servers),
+        }
+    }
+
+    /// Options of `connect` to `target`, the rest by default; `stun_servers` are asked when none is named.
+    pub fn connect(self, target: String, stun_servers: &[&str]) -> ConnectOptions {
+        ConnectOptions {
+            target,
+            timeout: self.timeout.unwrap_or(DEFAULT_TIMEOUT),
+            retry: self.retry.unwrap_or(DEFAULT_RETRY),
+            allowed_ips: self.allowed_ips.clone().unwrap_or_default(),
+            exclude: self.exclude.clone().unwrap_or_default(),
+            no_lan: self.no_lan.unwrap_or(false),
+            dns: ConnectDns::Exit,
+            no_kill_switch: false,
+            lockdown: false,
+            node: self.node(stun_servers),
+        }
+    }
+
+    /// Options that both share.
+    fn node(self, stun_servers: &[&str]) -> NodeOptions {
+        let no_stun = self.no_stun.unwrap_or(false);
+        let servers = || self.stun_server.unwrap_or_else(|| stun_servers.iter().map(|&s| s.to_owned()).collect());
+        NodeOptions {
+            interface: self.interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
+            port: self.port,
+            backend: self.backend.unwrap_or(BackendChoice::Auto),
+            stun_servers: if no_stun { Vec::new() } else { servers() },
+            no_stun,
+            mtu: self.mtu,
+            monitor_nat: false,
+            keeper_interval: DEFAULT_KEEPER_INTERVAL,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_wins_and_the_rest_is_default() {
+        let flags = Settings { port: Some(7), ..Settings::default() };
+        let file = Settings { port: Some(8), mtu: Some(1400), no_stun: Some(true), ..Settings::default() };
+        let exit = flags.over(file).exit(&["s:1"]);
+        assert_eq!((exit.node.port, exit.node.mtu, exit.accept), (Some(7), Some(1400), Accept::Ask));
+        assert!(exit.node.no_stun && exit.node.stun_servers.is_empty());
+        assert_eq!(exit.node.interface, "peervpn0");
+
+        let connect = Settings::default().connect("t".into(), &["s:1"]);
+        assert_eq!((connect.timeout, connect.retry), (DEFAULT_TIMEOUT, 1));
+        assert_eq!(connect.node.stun_servers, ["s:1"]);
+    }
+
+    #[test]
+    fn a_stun_server_flag_overrules_no_stun_of_the_file() {
+        let flags = Settings { stun_server: Some(vec!["s:1".into()]), ..Settings::default() };
+        let file = Settings { no_stun: Some(true), ..Settings::default() };
+        let node = flags.over(file).exit(&["d:1"]).node;
+        assert_eq!((node.no_stun, node.stun_servers), (false, vec!["s:1".to_owned()]));
+    }
 }
