@@ -1,6 +1,9 @@
 //! A firewall table as plain data: what `nft list table` would show, in the few words PeerVPN needs.
-//! `src/host` writes these from a policy; `linux/nft.rs` encodes them to netlink and reads them back.
+//! `src/host` writes these from a policy; `linux/nft` encodes them to netlink and reads their shape back.
+//! Displayed, a [`Table`] is text that `nft -f` accepts: what tests compare and logs show.
 //! Expression semantics: nft(8), `linux/netfilter/nf_tables.h`.
+
+mod text;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -73,7 +76,7 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// Statements, the verdict last.
     pub statements: Vec<Statement>,
-    /// Comment shown by `nft list`.
+    /// Comment shown by `nft list`; at most 127 bytes.
     pub comment: Option<String>,
 }
 
@@ -113,11 +116,13 @@ pub enum Match {
         /// Invert.
         not: bool,
     },
-    /// `th sport FIRST-LAST` (inclusive; the L4 protocol must be matched before).
+    /// `th sport FIRST-LAST` (inclusive; [`Match::L4Proto`] must be matched before).
     SourcePort(u16, u16),
-    /// `th dport FIRST-LAST` (inclusive; the L4 protocol must be matched before).
+    /// `th dport FIRST-LAST` (inclusive; [`Match::L4Proto`] must be matched before).
     DestinationPort(u16, u16),
-    /// `icmpv6 type N` (the L4 protocol must be matched before).
+    /// `icmp type N` (implies IPv4 and ICMP).
+    IcmpType(u8),
+    /// `icmpv6 type N` (implies IPv6 and ICMPv6).
     Icmp6Type(u8),
     /// `meta mark VALUE`.
     Mark {
@@ -137,15 +142,21 @@ pub enum Match {
     CtEstablished,
     /// `ct state new`.
     CtNew,
+    /// `ct state invalid`: belongs to no connection, so no NAT applies to it.
+    CtInvalid,
     /// `ct direction original`.
     CtOriginal,
+    /// `ct direction reply`.
+    CtReply,
     /// `fib daddr type local`: the destination is one of the host's own addresses.
     DestinationLocal {
         /// Invert.
         not: bool,
     },
-    /// `tcp flags & (syn|rst) == syn`.
+    /// `tcp flags & (syn|rst) == syn` (implies TCP).
     TcpSyn,
+    /// `tcp flags & syn == 0` (implies TCP).
+    TcpNotSyn,
 }
 
 /// What a rule does.
@@ -162,7 +173,7 @@ pub enum Statement {
     Reject,
     /// `masquerade`.
     Masquerade,
-    /// `dnat to ADDR`, the port unchanged.
+    /// `dnat to ADDR`, the port unchanged; packets of the other family are left alone.
     Dnat(std::net::IpAddr),
     /// `meta mark set VALUE`.
     SetMark(u32),
