@@ -1,5 +1,19 @@
 //! Linux: netlink for links, addresses, routes, rules, WireGuard and nftables; procfs for sysctls and port holders;
 //! raw and packet sockets. No other program is started here except the userspace WireGuard device.
 
+mod caps;
+pub mod files;
+mod host;
 mod nft;
+pub mod process;
+mod route;
+mod sysctl;
+mod uapi;
+pub mod packet;
 pub mod udp;
+mod wireguard;
+
+pub use caps::{port_holder, privileged};
+pub use host::{NetlinkHost, host};
+pub use uapi::UapiWireGuard;
+pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

@@ -1,0 +1,197 @@
+//! The userspace device's process: started so that it outlives us only when we say so, and ended without ever
+//! signalling another process that got its number.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+pub use super::uapi::{remove_uapi_socket, uapi_owner, wait_uapi};
+use crate::types::ProcessId;
+use crate::{Error, Result};
+
+/// Where a started program finds others; it gets no more of our environment.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long a process may take to vanish after SIGKILL.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// A started program that waits for our go. Dropped without [`HeldDevice::release`], its standard input ends and it
+/// exits; so it does when this process dies first.
+#[derive(Debug)]
+pub struct HeldDevice {
+    /// The process, for the journal.
+    pub id: ProcessId,
+    stdin: ChildStdin,
+}
+
+impl HeldDevice {
+    /// Lets the program go on: one byte on its standard input.
+    pub fn release(mut self) -> Result<()> {
+        self.stdin.write_all(b"\n").map_err(|e| Error::system(format!("release process {}", self.id.pid), e))
+    }
+}
+
+/// Starts `program` in a session of its own, with the given environment only (and a plain `PATH`), its standard input
+/// our pipe, its outputs in `log` or nowhere, no other descriptor of ours, working directory `/`, umask 077.
+/// The program must read one byte from its standard input before it does anything, and exit at its end.
+pub fn spawn_held(
+    program: &Path,
+    args: &[OsString],
+    envs: &[(OsString, OsString)],
+    log: Option<File>,
+) -> Result<HeldDevice> {
+    let operation = format!("start {}", program.display());
+    let outputs = || -> io::Result<(Stdio, Stdio)> {
+        Ok(match log {
+            Some(log) => (log.try_clone()?.into(), log.into()),
+            None => (Stdio::null(), Stdio::null()),
+        })
+    };
+    let start = || -> io::Result<HeldDevice> {
+        let (stdout, stderr) = outputs()?;
+        let mut command = Command::new(program);
+        command.args(args).env_clear().env("PATH", PATH).envs(envs.iter().cloned()).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
+        // SAFETY: between fork and exec only async-signal-safe calls are made, without allocation; signal-safety(7).
+        unsafe {
+            command.pre_exec(|| {
+                if libc::setsid() < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                libc::umask(0o077);
+                // every descriptor from 3 up goes at exec; best effort, since ours carry the flag already (before 5.11
+                // the kernel refuses). close_range(2)
+                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn()?;
+        let pid = child.id();
+        let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let id = process_id(pid);
+        // a thread that waits for it, so that it never stays a zombie of ours; should there be none to have, dropping
+        // `stdin` ends the child
+        std::thread::Builder::new().name("reap".to_owned()).stack_size(64 << 10).spawn(move || child.wait())?;
+        Ok(HeldDevice { id: id.ok_or(io::ErrorKind::NotFound)?, stdin })
+    };
+    start().map_err(|e| Error::system(operation, e))
+}
+
+/// State letter and start time of a process; proc_pid_stat(5). The name in field 2 may hold spaces and brackets, so
+/// fields count from the last closing one.
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&text)
+}
+
+fn parse_stat(text: &[u8]) -> Option<(char, u64)> {
+    let end = text.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(&text[end + 1..]).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    // the state is field 3, the start time field 22
+    let started = fields.nth(22 - 3 - 1)?.parse().ok()?;
+    Some((state, started))
+}
+
+/// The identity of a running process; `None` if there is none of that number.
+pub fn process_id(pid: u32) -> Option<ProcessId> {
+    stat(pid).map(|(_, started)| ProcessId { pid, started })
+}
+
+/// Whether exactly this process still runs (a zombie doesn't).
+pub fn alive(id: &ProcessId) -> bool {
+    stat(id.pid).is_some_and(|(state, started)| started == id.started && !matches!(state, 'Z' | 'X'))
+}
+
+/// Waits for the process of a pidfd to end.
+fn ended(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
+    let deadline = std::time::Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let milliseconds = left.as_millis().min(i32::MAX as u128) as i32;
+        // SAFETY: `poll` is one valid pollfd for the length of the call.
+        match unsafe { libc::poll(&mut poll, 1, milliseconds) } {
+            0 => return Ok(false),
+            count if count > 0 => return Ok(true),
+            _ => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
+}
+
+fn signal(pidfd: &OwnedFd, signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: pidfd_send_signal(2) with an open pidfd, no siginfo and no flags touches no memory of ours.
+    let status = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    match io::Error::last_os_error() {
+        _ if status == 0 => Ok(()),
+        e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        e => Err(e),
+    }
+}
+
+/// Ends a process: SIGTERM, up to `grace` to obey, then SIGKILL. One that is already gone is no error, and another
+/// process under a recycled number is left alone.
+pub fn terminate(id: &ProcessId, grace: Duration) -> Result<()> {
+    let operation = format!("end process {}", id.pid);
+    let end = || -> io::Result<()> {
+        // SAFETY: pidfd_open(2) takes two integers and returns a new descriptor, which is ours alone.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id.pid, 0) };
+        if fd < 0 {
+            return match io::Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                e => Err(e),
+            };
+        }
+        // SAFETY: as above.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // checked after opening: if it is the one we mean now, it is the one the descriptor stands for
+        if !alive(id) {
+            return Ok(());
+        }
+        signal(&pidfd, libc::SIGTERM)?;
+        if ended(&pidfd, grace)? {
+            return Ok(());
+        }
+        signal(&pidfd, libc::SIGKILL)?;
+        match ended(&pidfd, KILLED)? {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end after SIGKILL")),
+        }
+    };
+    end().map_err(|e| Error::system(operation, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21";
+        for name in ["(sh)", "(a b)", "(a) R 1 (b)", "())", "(\u{fc})"] {
+            assert_eq!(parse_stat(format!("7 {name} {tail}").as_bytes()), Some(('S', 4242)), "{name}");
+        }
+        assert_eq!(parse_stat(b"7 (sh) S 1 2"), None);
+        assert_eq!(parse_stat(b""), None);
+    }
+
+    #[test]
+    fn we_are_alive_and_another_start_time_is_not_us() {
+        let us = process_id(std::process::id()).unwrap();
+        assert!(alive(&us));
+        let other = ProcessId { started: us.started + 1, ..us };
+        assert!(!alive(&other));
+        // must neither wait nor signal
+        terminate(&other, Duration::from_secs(60)).unwrap();
+    }
+}
