@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use peervpn_platform::os::udp;
+use peervpn_platform::os::{self, udp};
 use peervpn_platform::types::{Family, PortHolder};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
@@ -127,7 +127,7 @@ fn bind(wanted: u16) -> Result<(u16, Bound, Bound), GatherError> {
         match (&v4, &v6) {
             _ if in_use(&v4) || in_use(&v6) => {
                 if tries == 0 {
-                    return Err(GatherError::PortInUse { port, holder: holder(port) });
+                    return Err(GatherError::PortInUse { port, holder: os::port_holder(port) });
                 }
             }
             (Err(_), Err(_)) => return Err(v4.expect_err("just matched").into()),
@@ -138,10 +138,6 @@ fn bind(wanted: u16) -> Result<(u16, Bound, Bound), GatherError> {
             }
         }
     }
-}
-
-fn holder(_port: u16) -> Option<PortHolder> {
-    None
 }
 
 fn watch(bound: Bound, family: Family, gather: &mut Gather) -> Result<Option<UdpSocket>, GatherError> {
