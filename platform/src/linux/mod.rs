@@ -5,11 +5,11 @@ mod caps;
 pub mod files;
 mod host;
 mod nft;
+pub mod packet;
 pub mod process;
 mod route;
 mod sysctl;
 mod uapi;
-pub mod packet;
 pub mod udp;
 mod wireguard;
 

@@ -1,0 +1,342 @@
+//! Copies of UDP packets for a port that WireGuard owns: packet(7) sockets behind a classic BPF filter.
+//!
+//! Two sockets, one a family, since a socket bound to one ethertype sees a packet once, after bridges, bonds and VLANs
+//! have passed it on, and never an outgoing one; `ETH_P_ALL` would see it at every stage, twice on loopback, and cost
+//! something for every packet of the host. An epoll descriptor makes one of the two.
+//!
+//! The link-layer header is cut off by the kernel (`SOCK_DGRAM`), so every kind of link works, those without one too.
+//! What a firewall's `input` chain drops is seen all the same. IPv6 packets with extension headers, and fragments, are
+//! not: no initiation needs them. UDP checksums are not verified; the caller's mac1 check is stronger.
+
+use std::io;
+use std::mem::size_of;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use socket2::{Domain, SockFilter, Socket, Type};
+
+use crate::types::Family;
+use crate::{Error, Result};
+
+/// Length of a handshake initiation in bytes; WireGuard paper §5.4.2.
+const INITIATION_LEN: u16 = 148;
+/// UDP header, RFC 768.
+const UDP_HEADER: usize = 8;
+/// Longest IPv4 header, RFC 791 §3.1.
+const IPV4_HEADER_MAX: u32 = 60;
+/// IPv6 header without extensions, RFC 8200 §3.
+const IPV6_HEADER: usize = 40;
+/// For [`InitiationTap::recv`]: no copied packet is longer.
+pub const BUFFER_LEN: usize = IPV4_HEADER_MAX as usize + UDP_HEADER + INITIATION_LEN as usize;
+/// Of each socket, in bytes as the kernel counts them (bookkeeping included): some 100 packets.
+const RECEIVE_BUFFER: usize = 128 << 10;
+
+/// Message types, WireGuard paper §5.4, each as the payload's first four bytes in network order.
+const INITIATION: u32 = 0x0100_0000;
+const RESPONSE: u32 = 0x0200_0000;
+const DATA: u32 = 0x0400_0000;
+
+/// `linux/if_packet.h`, missing from libc.
+const PACKET_HOST: u32 = 0;
+
+/// What to copy.
+struct Wanted {
+    /// First four payload bytes, any of these.
+    types: &'static [u32],
+    /// Exact payload length in bytes; `None` for any.
+    payload_len: Option<u16>,
+    /// Payload bytes to copy.
+    snap: u32,
+}
+
+/// A tap on WireGuard messages that come in for one UDP port, whoever owns it. Non-blocking; the descriptor is
+/// readable while copies wait. What is captured may be forged: only its shape was checked.
+#[derive(Debug)]
+pub struct InitiationTap {
+    epoll: OwnedFd,
+    v4: Socket,
+    v6: Socket,
+    /// Which family is read first next time, so that a flood of one never hides the other.
+    v6_first: AtomicBool,
+    drops: AtomicU64,
+}
+
+impl InitiationTap {
+    /// Copies handshake initiations (type 1, exactly 148 bytes) for `port`. Needs CAP_NET_RAW.
+    pub fn open(port: u16) -> Result<Self> {
+        let wanted =
+            Wanted { types: &[INITIATION], payload_len: Some(INITIATION_LEN), snap: u32::from(INITIATION_LEN) };
+        Self::with_filter(port, &wanted)
+    }
+
+    /// Copies the first four payload bytes of initiations, responses and data messages of any length for `port`: a
+    /// sign that something came back, not its content. Needs CAP_NET_RAW.
+    pub fn open_wakeup(port: u16) -> Result<Self> {
+        Self::with_filter(port, &Wanted { types: &[INITIATION, RESPONSE, DATA], payload_len: None, snap: 4 })
+    }
+
+    fn with_filter(port: u16, wanted: &Wanted) -> Result<Self> {
+        let tap = |source| Error::system(format!("copy incoming packets for UDP port {port}"), source);
+        let v4 = open_socket(Family::V4, &filter(Family::V4, port, wanted)).map_err(tap)?;
+        let v6 = open_socket(Family::V6, &filter(Family::V6, port, wanted)).map_err(tap)?;
+        let epoll = epoll(&[&v4, &v6]).map_err(tap)?;
+        Ok(InitiationTap { epoll, v4, v6, v6_first: AtomicBool::new(false), drops: AtomicU64::new(0) })
+    }
+
+    /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
+    /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes. `None`: nothing waits.
+    pub fn recv<'a>(&self, buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
+        let v6_first = self.v6_first.fetch_xor(true, Ordering::Relaxed);
+        let mut order = [(&self.v4, Family::V4), (&self.v6, Family::V6)];
+        if v6_first {
+            order.reverse();
+        }
+        for (socket, family) in order {
+            if let Some((source, payload)) = recv_from(socket, family, buf)? {
+                return Ok(Some((source, &buf[payload])));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many copies the kernel had no room for, since the tap was opened.
+    pub fn dropped(&self) -> io::Result<u64> {
+        for socket in [&self.v4, &self.v6] {
+            let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+            let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+            // SAFETY: the kernel writes at most `length` bytes into `statistics`, which lives through the call.
+            let result = unsafe {
+                libc::getsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_PACKET,
+                    libc::PACKET_STATISTICS,
+                    (&raw mut statistics).cast(),
+                    &raw mut length,
+                )
+            };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // reading resets the kernel's count, packet(7)
+            self.drops.fetch_add(u64::from(statistics.tp_drops), Ordering::Relaxed);
+        }
+        Ok(self.drops.load(Ordering::Relaxed))
+    }
+}
+
+impl AsRawFd for InitiationTap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+fn open_socket(family: Family, filter: &[SockFilter]) -> io::Result<Socket> {
+    // protocol 0 receives nothing until it is bound, so nothing gets in before the filter stands
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)?;
+    socket.attach_filter(filter)?;
+    // SO_RCVBUF is doubled by the kernel, socket(7)
+    socket.set_recv_buffer_size(RECEIVE_BUFFER / 2)?;
+    let protocol = match family {
+        Family::V4 => libc::ETH_P_IP,
+        Family::V6 => libc::ETH_P_IPV6,
+    };
+    // SAFETY: all zeros is a valid sockaddr_ll; interface 0 is every interface.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::c_ushort;
+    address.sll_protocol = (protocol as u16).to_be();
+    // SAFETY: `address` is a sockaddr_ll of the length given.
+    let result = unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
+fn epoll(sockets: &[&Socket]) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+    for socket in sockets {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: both descriptors are open and `event` lives through the call.
+        if unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(epoll)
+}
+
+fn recv_from(socket: &Socket, family: Family, buf: &mut [u8]) -> io::Result<Option<(SocketAddr, Range<usize>)>> {
+    loop {
+        // SAFETY: all zeros is a valid sockaddr_ll.
+        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        let mut from_len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `buf.len()` and `from_len` bytes, into memory that lives through the call.
+        let result = unsafe {
+            libc::recvfrom(
+                socket.as_raw_fd(),
+                buf.as_mut_ptr().cast(),
+                buf.len(),
+                libc::MSG_TRUNC,
+                (&raw mut from).cast(),
+                &raw mut from_len,
+            )
+        };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(None),
+                Some(libc::EINTR) => continue,
+                _ => return Err(error),
+            }
+        }
+        let length = result as usize;
+        if length <= buf.len()
+            && let Some((source, payload)) = parse(family, &buf[..length], from.sll_ifindex as u32)
+        {
+            return Ok(Some((source, payload)));
+        }
+    }
+}
+
+/// Source and payload of a UDP packet that begins with its IP header; the payload may be cut short, by the filter only.
+/// `ifindex` is where it came in. `None`: not a packet of that shape.
+pub fn parse(family: Family, packet: &[u8], ifindex: u32) -> Option<(SocketAddr, Range<usize>)> {
+    let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
+    let first = *packet.first()?;
+    let (udp, ip_payload_len) = match family {
+        Family::V4 => {
+            let header = usize::from(first & 0xf) * 4;
+            if first >> 4 != 4 || header < 20 {
+                return None;
+            }
+            (header, usize::from(word(2)?).checked_sub(header)?)
+        }
+        Family::V6 if first >> 4 == 6 => (IPV6_HEADER, usize::from(word(4)?)),
+        Family::V6 => return None,
+    };
+    let port = word(udp)?;
+    let udp_len = usize::from(word(udp + 4)?);
+    if udp_len < UDP_HEADER || udp_len > ip_payload_len {
+        return None;
+    }
+    let payload = udp + UDP_HEADER..packet.len().min(udp + udp_len);
+    if payload.is_empty() {
+        return None;
+    }
+    let source = match family {
+        Family::V4 => {
+            let ip: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::from(ip), port))
+        }
+        Family::V6 => {
+            let ip: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            let ip = Ipv6Addr::from(ip);
+            let scope = if ip.is_unicast_link_local() { ifindex } else { 0 };
+            SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope))
+        }
+    };
+    Some((source, payload))
+}
+
+/// Assembles the filter for one family. A load beyond the packet's end leaves the packet out, `linux/filter.h`.
+fn filter(family: Family, port: u16, wanted: &Wanted) -> Vec<SockFilter> {
+    use libc::{BPF_B, BPF_H, BPF_W};
+    let mut program = Program::default();
+    // addressed to this host: no promiscuous sightings, no multicast or broadcast
+    program.load(BPF_W, (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32);
+    program.require(&[PACKET_HOST]);
+    match family {
+        Family::V4 => {
+            program.load(BPF_B, 9);
+            program.require(&[libc::IPPROTO_UDP as u32]);
+            // RFC 791 §3.1: more-fragments flag and fragment offset
+            program.load(BPF_H, 6);
+            program.refuse_bits(0x3fff);
+            // X := header length with options
+            program.push(libc::BPF_LDX | BPF_B | libc::BPF_MSH, 0);
+        }
+        Family::V6 => {
+            program.load(BPF_B, 6);
+            program.require(&[libc::IPPROTO_UDP as u32]);
+            program.push(libc::BPF_LDX | BPF_W | libc::BPF_IMM, IPV6_HEADER as u32);
+        }
+    }
+    program.load_behind_x(BPF_H, 2);
+    program.require(&[u32::from(port)]);
+    if let Some(length) = wanted.payload_len {
+        program.load_behind_x(BPF_H, 4);
+        program.require(&[u32::from(length) + UDP_HEADER as u32]);
+    }
+    program.load_behind_x(BPF_W, UDP_HEADER as u32);
+    program.require(wanted.types);
+    program.finish(UDP_HEADER as u32 + wanted.snap)
+}
+
+/// A filter under construction; instructions of `linux/bpf_common.h`.
+#[derive(Default)]
+struct Program {
+    code: Vec<libc::sock_filter>,
+    /// Jumps that leave the packet out: the instruction, and whether it does so where its condition is false.
+    rejects: Vec<(usize, bool)>,
+}
+
+impl Program {
+    fn push(&mut self, code: u32, k: u32) {
+        self.jump(code, k, 0);
+    }
+
+    fn jump(&mut self, code: u32, k: u32, skip_if_true: u8) {
+        self.code.push(libc::sock_filter { code: code as u16, jt: skip_if_true, jf: 0, k });
+    }
+
+    /// A := what stands at `at`.
+    fn load(&mut self, size: u32, at: u32) {
+        self.push(libc::BPF_LD | size | libc::BPF_ABS, at);
+    }
+
+    /// A := what stands at X + `at`.
+    fn load_behind_x(&mut self, size: u32, at: u32) {
+        self.push(libc::BPF_LD | size | libc::BPF_IND, at);
+    }
+
+    /// Leaves the packet out unless A is one of `values`.
+    fn require(&mut self, values: &[u32]) {
+        for (index, value) in values.iter().enumerate() {
+            let left = values.len() - 1 - index;
+            if left == 0 {
+                self.rejects.push((self.code.len(), true));
+            }
+            self.jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *value, left as u8);
+        }
+    }
+
+    /// Leaves the packet out if A has one of these bits.
+    fn refuse_bits(&mut self, bits: u32) {
+        self.rejects.push((self.code.len(), false));
+        self.push(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bits);
+    }
+
+    /// Ends with: copy X + `behind_x` bytes. Only now is it known where to leave the packet out.
+    fn finish(mut self, behind_x: u32) -> Vec<SockFilter> {
+        self.push(libc::BPF_MISC | libc::BPF_TXA, 0);
+        self.push(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, behind_x);
+        self.push(libc::BPF_RET | libc::BPF_A, 0);
+        let reject = self.code.len();
+        self.push(libc::BPF_RET | libc::BPF_K, 0);
+        for (index, if_false) in self.rejects {
+            let distance = u8::try_from(reject - index - 1).expect("a short program");
+            let instruction = &mut self.code[index];
+            *(if if_false { &mut instruction.jf } else { &mut instruction.jt }) = distance;
+        }
+        self.code.iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect()
+    }
+}
