@@ -1,0 +1,138 @@
+//! Firewall policy: what an exit and a connect node want of the packet filter, as one [`nft::Table`] (design §7).
+//!
+//! Only our own table is ever written, so our `accept` ends our chain and nothing else: another program's chain on
+//! the same hook can still drop the packet (nft(8), "verdict statements").
+
+mod connect;
+mod exit;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::nft::{Base, Chain, Hook, Kind, Match, Rule, Statement, Table};
+
+/// The interface whose table is called just `peervpn`.
+const DEFAULT_INTERFACE: &str = "peervpn0";
+
+/// Priorities, nft(8) "standard priority names".
+const MANGLE: i32 = -150;
+const FILTER: i32 = 0;
+const SRCNAT: i32 = 100;
+
+/// What the packet filter is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy<'a> {
+    /// On an exit.
+    Exit(ExitPolicy<'a>),
+    /// On a node that sends its traffic through an exit.
+    Connect(ConnectPolicy<'a>),
+}
+
+/// Policy of an exit: peers reach the internet, and nothing else unless a flag says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitPolicy<'a> {
+    /// Tunnel interface.
+    pub interface: &'a str,
+    /// Our IPv4 tunnel address.
+    pub v4: Option<Ipv4Addr>,
+    /// Our IPv6 tunnel address.
+    pub v6: Option<Ipv6Addr>,
+    /// Peers may reach this host's own services and its LAN.
+    pub allow_lan: bool,
+    /// Peers may reach each other.
+    pub allow_peers: bool,
+    /// Services open to peers on our tunnel addresses: (IP protocol, port).
+    pub services: Vec<(u8, u16)>,
+}
+
+/// Policy of a node that sends its traffic through an exit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectPolicy<'a> {
+    /// Tunnel interface.
+    pub interface: &'a str,
+    /// Our IPv4 tunnel address.
+    pub v4: Option<Ipv4Addr>,
+    /// Our IPv6 tunnel address.
+    pub v6: Option<Ipv6Addr>,
+    /// Mark of WireGuard's outer packets, and of whatever else goes beside the tunnel; not 0.
+    pub fwmark: u32,
+    /// The exit has no IPv6: refuse at once what would enter the tunnel towards the IPv6 internet.
+    pub refuse_v6: bool,
+    /// TCP ports this host listens on. Their connections that are older than connection tracking (which only starts
+    /// with the first rule that needs it) keep their way too: the SSH session from which we are started, say.
+    pub listening: Vec<u16>,
+}
+
+impl Policy<'_> {
+    /// The table that carries it out.
+    pub fn table(&self) -> Table {
+        match self {
+            Policy::Exit(policy) => policy.table(),
+            Policy::Connect(policy) => policy.table(),
+        }
+    }
+}
+
+/// Name of the table of the node on that interface, family `inet`.
+pub fn table_name(interface: &str) -> String {
+    if interface == DEFAULT_INTERFACE { "peervpn".to_owned() } else { format!("peervpn-{interface}") }
+}
+
+/// What reading the table back should give: each chain with its number of rules, in order.
+pub fn shape(table: &Table) -> Vec<(String, usize)> {
+    table.chains.iter().map(|chain| (chain.name.clone(), chain.rules.len())).collect()
+}
+
+fn base_chain(name: &str, kind: Kind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.to_owned(), base: Some(Base { kind, hook, priority, drop: false }), rules }
+}
+
+fn rule(matches: impl Into<Vec<Match>>, statements: impl Into<Vec<Statement>>) -> Rule {
+    Rule { matches: matches.into(), statements: statements.into(), comment: None }
+}
+
+fn commented(comment: &str, rule: Rule) -> Rule {
+    Rule { comment: Some(comment.to_owned()), ..rule }
+}
+
+fn from(interface: &str) -> Match {
+    Match::Iif { name: interface.to_owned(), not: false }
+}
+
+fn not_from(interface: &str) -> Match {
+    Match::Iif { name: interface.to_owned(), not: true }
+}
+
+fn into(interface: &str) -> Match {
+    Match::Oif { name: interface.to_owned(), not: false }
+}
+
+fn not_into(interface: &str) -> Match {
+    Match::Oif { name: interface.to_owned(), not: true }
+}
+
+fn to_address(address: IpAddr) -> Match {
+    Match::Destination { prefix: IpNetwork::from(address), not: false }
+}
+
+/// Both tunnel addresses, as far as there are any, v4 first.
+fn addresses(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> {
+    v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6))
+}
+
+/// Whoever shares a link with this host could otherwise speak to, or as if inside, the tunnel (CVE-2019-14899).
+fn anti_spoofing(interface: &str, addresses: impl Iterator<Item = IpAddr>) -> Vec<Rule> {
+    addresses
+        .map(|address| {
+            commented(
+                "tunnel addresses are reached through the tunnel only",
+                rule([not_from(interface), not_from("lo"), to_address(address)], [Statement::Drop]),
+            )
+        })
+        .collect()
+}
+
+/// Clamps the MSS of both directions of connections that are forwarded through the tunnel.
+fn clamp_mss(interface: &str) -> [Rule; 2] {
+    [from(interface), into(interface)].map(|through| rule([through, Match::TcpSyn], [Statement::ClampMss]))
+}

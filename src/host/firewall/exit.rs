@@ -1,0 +1,117 @@
+//! The exit's table.
+
+use std::net::IpAddr;
+
+use peervpn_platform::nft::{Hook, Kind, Match, Rule, Statement, Table};
+
+use super::*;
+
+/// Where an exit's own networks are: never the internet. Sources: the IANA special-purpose registries (RFC 6890).
+const LAN: [&str; 12] = [
+    "10.0.0.0/8",     // private, RFC 1918
+    "172.16.0.0/12",  // private, RFC 1918
+    "192.168.0.0/16", // private, RFC 1918
+    "100.64.0.0/10",  // shared space, RFC 6598
+    "169.254.0.0/16", // link-local, RFC 3927; cloud metadata services
+    "127.0.0.0/8",    // loopback, RFC 1122 §3.2.1.3
+    "224.0.0.0/4",    // multicast, RFC 5771
+    "240.0.0.0/4",    // reserved, RFC 1112 §4, and limited broadcast
+    "fc00::/7",       // unique local, RFC 4193
+    "fe80::/10",      // link-local, RFC 4291 §2.5.6
+    "ff00::/8",       // multicast, RFC 4291 §2.7
+    "::1/128",        // loopback, RFC 4291 §2.5.3
+];
+
+const ICMP_ECHO_REQUEST: u8 = 8;
+const ICMPV6_ECHO_REQUEST: u8 = 128;
+
+impl ExitPolicy<'_> {
+    pub(super) fn table(&self) -> Table {
+        Table {
+            name: table_name(self.interface),
+            chains: vec![
+                base_chain(
+                    "prerouting",
+                    Kind::Filter,
+                    Hook::Prerouting,
+                    MANGLE,
+                    anti_spoofing(self.interface, addresses(self.v4, self.v6)),
+                ),
+                base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
+                base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
+            ],
+        }
+    }
+
+    /// From peers to this host, by whichever of its addresses.
+    fn input(&self) -> Vec<Rule> {
+        if self.allow_lan {
+            return Vec::new();
+        }
+        let tunnel = || from(self.interface);
+        let mut rules = vec![rule([tunnel(), Match::CtEstablished], [Statement::Accept])];
+        for address in addresses(self.v4, self.v6) {
+            let echo_request = match address {
+                IpAddr::V4(_) => Match::IcmpType(ICMP_ECHO_REQUEST),
+                IpAddr::V6(_) => Match::Icmp6Type(ICMPV6_ECHO_REQUEST),
+            };
+            rules.push(rule([tunnel(), to_address(address), echo_request], [Statement::Accept]));
+            for (protocol, port) in &self.services {
+                rules.push(rule(
+                    [tunnel(), to_address(address), Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)],
+                    [Statement::Accept],
+                ));
+            }
+        }
+        rules.push(commented(
+            "this host's services: closed to peers",
+            rule([tunnel()], [Statement::Counter, Statement::Reject]),
+        ));
+        rules
+    }
+
+    /// From peers to elsewhere and back. No shortcut for established connections out of the tunnel: a flag that is
+    /// taken away also ends the connections it had opened.
+    fn forward(&self) -> Vec<Rule> {
+        let tunnel = || from(self.interface);
+        let mut rules = clamp_mss(self.interface).to_vec();
+
+        // Peers' addresses lie in the LAN ranges, so decide this first.
+        let between_peers = [tunnel(), into(self.interface)];
+        rules.push(if self.allow_peers {
+            rule(between_peers, [Statement::Accept])
+        } else {
+            commented("from peer to peer", rule(between_peers, [Statement::Counter, Statement::Reject]))
+        });
+
+        rules.push(commented(
+            "would leave with a peer's tunnel address: no NAT applies",
+            rule([tunnel(), Match::CtInvalid], [Statement::Counter, Statement::Drop]),
+        ));
+        if !self.allow_lan {
+            for prefix in LAN {
+                let prefix = prefix.parse().expect("the table above holds prefixes");
+                rules.push(commented(
+                    "this host's LAN: closed to peers",
+                    rule(
+                        [tunnel(), Match::Destination { prefix, not: false }],
+                        [Statement::Counter, Statement::Reject],
+                    ),
+                ));
+            }
+        }
+
+        rules.push(rule([into(self.interface), Match::CtEstablished], [Statement::Accept]));
+        rules.push(commented(
+            "nobody asked for it",
+            rule([into(self.interface)], [Statement::Counter, Statement::Drop]),
+        ));
+        rules
+    }
+
+    /// The input interface of a forwarded packet is known here from Linux 5.5 on.
+    fn postrouting(&self) -> Vec<Rule> {
+        vec![rule([from(self.interface), not_into(self.interface)], [Statement::Masquerade])]
+    }
+}
