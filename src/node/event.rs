@@ -17,6 +17,9 @@ pub enum Event {
     /// Something the person should know, with what to do about it. Only for people (stderr); never in JSON.
     #[serde(skip)]
     Warning(String),
+    /// A question to be answered on the terminal, printed without a newline. Never in JSON.
+    #[serde(skip)]
+    Question(String),
     /// The node stands. `connect` is the line to copy.
     Ready {
         /// `exit`.
@@ -94,4 +97,15 @@ pub enum Event {
         /// `restored`, or what is left.
         host: String,
     },
+}
+
+/// Where events go: a terminal, a script, a test.
+pub trait Output {
+    /// Shows one event.
+    fn event(&mut self, event: &Event);
+
+    /// A person reads this, and can be asked if there is a terminal to answer on.
+    fn interactive(&self) -> bool {
+        false
+    }
 }

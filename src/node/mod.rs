@@ -1,4 +1,233 @@
-//! The running node.
+//! The running node, exit or connect: one event loop on one thread that joins the pure modules to the operating system.
+//!
+//! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
+//! - [`apply`]: host changes through the journal; [`recover`]: putting back what a killed node left.
+//! - [`control`]: the control socket; [`event`]: what the person or script is told.
+//! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`]: STUN on our port.
 
+pub mod apply;
+pub mod connect;
+pub mod control;
+pub mod device;
 pub mod event;
+pub mod exit;
+pub mod info;
+pub mod recover;
+pub mod state;
 pub mod stun;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::os::{self, NetlinkHost, process};
+use peervpn_platform::types::{Backend, DeviceConfig};
+use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use apply::{Applier, Leftovers};
+use event::{Event, Output};
+
+use crate::config::{BackendChoice, NodeOptions, Places};
+use crate::error::{Failure, Status};
+use crate::host::Change;
+use crate::key::PrivateKey;
+
+/// Time for the userspace device to open its UAPI socket: process start on a slow machine.
+const DEVICE_START: Duration = Duration::from_secs(5);
+
+/// Public addresses that are only ever asked about in the local routing table; nothing is sent to them.
+pub const PROBES: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(1, 1, 1, 1)),
+    IpAddr::V6(std::net::Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111)),
+];
+
+/// What both kinds of node stand on once the checks have passed: nothing is changed on the host yet.
+struct Ground {
+    applier: Applier,
+    key: PrivateKey,
+    interface: String,
+    backend: Backend,
+    /// Program of the userspace back end; `None` is the bundled device.
+    program: Option<std::path::PathBuf>,
+}
+
+impl Ground {
+    /// Checks everything that can be checked without changing the host, and puts back what a killed node left.
+    fn prepare(
+        options: &NodeOptions,
+        places: &Places,
+        mode: &'static str,
+        out: &mut dyn Output,
+    ) -> Result<Ground, Failure> {
+        if !os::privileged() {
+            return Err(not_root(mode));
+        }
+        os::files::private_dir(&places.state_dir).map_err(apply::unwritable)?;
+        let (backend, program) = choose_backend(&options.backend)?;
+        let key = state::key_or_new(places)?;
+        let mut applier = Applier::open(places, &options.interface, mode, out)?;
+        let interface = options.interface.clone();
+        if let Some(link) = applier.host.link(&interface)? {
+            let ours = link.alias.as_deref() == Some(OUR_ALIAS);
+            let hint = if ours {
+                "peervpn recover removes what a killed node left".to_owned()
+            } else {
+                format!("choose another name with --interface NAME, or remove it: ip link delete {interface}")
+            };
+            let whose = if ours { "from another node" } else { "and is not ours" };
+            let failure = Failure::new(format!("the interface {interface} exists already {whose}"), hint);
+            return Err(applier.undo_after(failure));
+        }
+        Ok(Ground { applier, key, interface, backend, program })
+    }
+
+    /// Creates the device: link, WireGuard settings, addresses; up when it returns.
+    fn create_device(
+        &mut self,
+        config: &DeviceConfig,
+        addresses: &[IpAddr],
+        mtu: u32,
+    ) -> Result<Box<dyn WireGuard>, Failure> {
+        let mut wireguard = os::wireguard(&self.backend)?;
+        match self.backend {
+            Backend::Kernel => self.applier.make(Change::Link { name: self.interface.clone() })?,
+            Backend::Userspace => self.start_device()?,
+        }
+        let addresses: Vec<IpNetwork> =
+            addresses.iter().filter(|a| a.is_ipv4() || self.applier.ipv6).map(|a| IpNetwork::from(*a)).collect();
+        apply::bring_up(&mut self.applier.host, &mut *wireguard, &self.interface, config, &addresses, mtu)?;
+        Ok(wireguard)
+    }
+
+    fn start_device(&mut self) -> Result<(), Failure> {
+        if let Some(owner) = process::uapi_owner(&self.interface) {
+            return Err(Failure::new(
+                format!("a userspace WireGuard device named {} runs already (process {})", self.interface, owner.pid),
+                "choose another name with --interface NAME",
+            ));
+        }
+        let exe = std::env::current_exe().map_err(|error| {
+            Failure::new(format!("cannot find our own program: {error}"), "start it by its full path")
+        })?;
+        let mut args: Vec<std::ffi::OsString> = vec![device::SUBCOMMAND.into(), self.interface.clone().into()];
+        if let Some(program) = &self.program {
+            args.extend(["--program".into(), program.into()]);
+        }
+        let held = process::spawn_held(&exe, &args, &[], None)?;
+        self.applier.adopt_process(held.id.clone())?;
+        held.release()?;
+        process::wait_uapi(&self.interface, DEVICE_START).map_err(|error| {
+            Failure::new(
+                format!("the userspace device of {} did not start: {}", self.interface, crate::error::chain(&error)),
+                "choose another back end with --backend; -v shows more",
+            )
+        })?;
+        self.applier.host.mark_link(&self.interface)?;
+        Ok(())
+    }
+}
+
+/// Which back end, and the program of a userspace one.
+fn choose_backend(choice: &BackendChoice) -> Result<(Backend, Option<std::path::PathBuf>), Failure> {
+    let environment = std::env::var("WG_USERSPACE_IMPLEMENTATION").ok();
+    let userspace = |named: Option<&str>| -> Result<_, Failure> {
+        if !os::tun_available() {
+            return Err(Failure::new(
+                "there is no TUN device here (/dev/net/tun)",
+                "load it: modprobe tun; in a container, pass it in: --device /dev/net/tun",
+            )
+            .host("unchanged"));
+        }
+        Ok((Backend::Userspace, device::program(named, environment.as_deref())?))
+    };
+    match choice {
+        BackendChoice::Userspace(named) => userspace(named.as_deref()),
+        BackendChoice::Auto if os::kernel_wireguard()? => Ok((Backend::Kernel, None)),
+        BackendChoice::Auto if os::tun_available() => userspace(None),
+        BackendChoice::Auto => Err(Failure::new(
+            "this kernel has neither WireGuard nor a TUN device (/dev/net/tun)",
+            "load one of them: modprobe wireguard, or modprobe tun; in a container, pass --device /dev/net/tun",
+        )
+        .host("unchanged")),
+        BackendChoice::Kernel if os::kernel_wireguard()? => Ok((Backend::Kernel, None)),
+        BackendChoice::Kernel => Err(Failure::new(
+            "this kernel has no WireGuard",
+            "load it: modprobe wireguard; or take the userspace device: --backend userspace",
+        )
+        .host("unchanged")),
+    }
+}
+
+/// The commands that change the host need root.
+pub fn not_root(command: &str) -> Failure {
+    let rest = if command == "recover" { "" } else { " …" };
+    Failure::new(
+        format!("peervpn {command} configures the network and needs root (CAP_NET_ADMIN and CAP_NET_RAW)"),
+        format!("run it as root: sudo peervpn {command}{rest}"),
+    )
+    .host("unchanged")
+}
+
+/// SIGINT, SIGTERM and SIGHUP as one stream. From the moment it exists no signal cuts an undo short.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl StopSignals {
+    fn install() -> Result<StopSignals, Failure> {
+        let install = |kind| {
+            signal(kind).map_err(|error| {
+                Failure::new(format!("cannot watch for signals: {error}"), "free some file descriptors")
+            })
+        };
+        Ok(StopSignals {
+            interrupt: install(SignalKind::interrupt())?,
+            terminate: install(SignalKind::terminate())?,
+            hangup: install(SignalKind::hangup())?,
+        })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+/// Runs a node to its end on one thread. Name look-ups that still hang do not hold up the end.
+fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Failure::new(format!("cannot start the event loop: {error}"), "free some file descriptors or memory")
+    })?;
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    Ok(output)
+}
+
+/// A node's end: says what is left on the host, and makes it the exit status.
+fn stopped(left: &Leftovers, out: &mut dyn Output) -> Result<(), Failure> {
+    out.event(&Event::Stopped { host: left.describe() });
+    if left.none() {
+        return Ok(());
+    }
+    Err(Failure {
+        message: "the host could not be fully put back".to_owned(),
+        host: Some(left.describe()),
+        hint: Some("peervpn recover tries again".to_owned()),
+        status: Status::NotRestored,
+    })
+}
+
+/// A listen port that is taken, with its holder where the system tells.
+fn port_in_use(port: u16) -> Failure {
+    let holder = os::port_holder(port).map_or(String::new(), |h| format!(" by {} (process {})", h.program, h.pid));
+    Failure::new(
+        format!("the UDP port {port} is in use{holder}"),
+        "choose another one with --port N, or stop that program",
+    )
+}

@@ -54,6 +54,23 @@ pub fn port_holder(port: u16) -> Option<PortHolder> {
     None
 }
 
+/// The TCP ports that this thread's network namespace listens on, sorted; proc(5) `/proc/net/tcp`.
+pub fn listening_ports() -> Vec<u16> {
+    const LISTEN: &str = "0A"; // include/net/tcp_states.h: TCP_LISTEN is 10
+    let mut ports: Vec<u16> = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+        ports.extend(table.lines().skip(1).filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let (_, port) = fields.nth(1)?.rsplit_once(':')?;
+            (fields.nth(1)? == LISTEN).then(|| u16::from_str_radix(port, 16).ok())?
+        }));
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +82,15 @@ mod tests {
         assert_eq!(port_holder(port).unwrap().pid, std::process::id());
         drop(socket);
         assert_eq!(port_holder(port), None);
+    }
+
+    #[test]
+    fn a_listening_port_is_listed_while_it_listens() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert!(listening_ports().contains(&port));
+        drop(socket);
+        assert!(!listening_ports().contains(&port));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod caps;
 pub mod files;
 mod host;
+pub mod launch;
 mod nft;
 pub mod packet;
 pub mod process;
@@ -13,7 +14,7 @@ mod uapi;
 pub mod udp;
 mod wireguard;
 
-pub use caps::{port_holder, privileged};
+pub use caps::{listening_ports, port_holder, privileged};
 pub use host::{NetlinkHost, host};
 pub use uapi::UapiWireGuard;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

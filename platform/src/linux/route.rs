@@ -171,7 +171,10 @@ fn rule_from(family: Family, header: &FibRuleHdr, attrs: rt_rule::IterableFibRul
             rt_rule::FibRuleAttrs::Table(value) => rule.table = value,
             rt_rule::FibRuleAttrs::Fwmark(value) => mark = Some(value),
             rt_rule::FibRuleAttrs::Fwmask(value) => mask = Some(value),
-            rt_rule::FibRuleAttrs::SuppressPrefixlen(value) => rule.suppress_prefixlen = Some(value),
+            // -1 stands for none; fib_rules.c
+            rt_rule::FibRuleAttrs::SuppressPrefixlen(value) => {
+                rule.suppress_prefixlen = (value != u32::MAX).then_some(value);
+            }
             rt_rule::FibRuleAttrs::Protocol(value) => rule.protocol = value,
             _ => {}
         }

@@ -1,17 +1,14 @@
 //! nftables by nfnetlink: a table goes to the kernel in one batch, which the kernel commits whole or not at all.
 
+mod batch;
 mod encode;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use netlink_bindings::builtin::Nlmsghdr;
 use netlink_bindings::nftables::{Nfgenmsg, Request};
-use netlink_bindings::traits::NetlinkChained;
-use netlink_bindings::utils::align;
 use netlink_socket2::NetlinkSocket;
 
 use crate::nft::{Chain, Hook, Match, Rule, Table};
 use crate::{Error, Result};
+use batch::Batch;
 use encode::{bytes, nest, number, string};
 
 /// nft(8) takes comments up to this many bytes, and a terminating NUL.
@@ -20,13 +17,12 @@ const COMMENT_MAX: usize = 127;
 const USERDATA_COMMENT: u8 = 0;
 
 /// Replaces the table of that name by this one, or makes it, atomically. Other tables are not touched.
-pub(crate) fn replace_table(sock: &mut NetlinkSocket, table: &Table) -> Result<()> {
+pub(crate) fn replace_table(table: &Table) -> Result<()> {
     let operation = format!("replace firewall table inet {}", table.name);
     check(table).map_err(|detail| {
         Error::system(format!("{operation} ({detail})"), std::io::Error::from(std::io::ErrorKind::InvalidInput))
     })?;
-    let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
-    let mut batch = Batch::new(sock, operation, 3 + table.chains.len() + rules);
+    let mut batch = Batch::new(operation);
     // Deleting a table that isn't there would fail, so make it first.
     batch.push(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, "table", |buf| string(buf, 1, &table.name));
     batch.push(libc::NFT_MSG_DELTABLE, 0, "old table", |buf| string(buf, 1, &table.name));
@@ -44,14 +40,14 @@ pub(crate) fn replace_table(sock: &mut NetlinkSocket, table: &Table) -> Result<(
             });
         }
     }
-    batch.send(sock)
+    batch.send()
 }
 
 /// Deletes the table. One that isn't there is no error.
-pub(crate) fn delete_table(sock: &mut NetlinkSocket, name: &str) -> Result<()> {
-    let mut batch = Batch::new(sock, format!("delete firewall table inet {name}"), 1);
+pub(crate) fn delete_table(name: &str) -> Result<()> {
+    let mut batch = Batch::new(format!("delete firewall table inet {name}"));
     batch.push(libc::NFT_MSG_DELTABLE, 0, "table", |buf| string(buf, 1, name));
-    match batch.send(sock) {
+    match batch.send() {
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
         result => result,
     }
@@ -166,113 +162,4 @@ fn header(family: u8, resource: u16) -> Nfgenmsg {
     header.nfgen_family = family;
     header.set_res_id(resource);
     header
-}
-
-/// A transaction: messages between `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`, sent in one write.
-///
-/// Only the last message asks for an acknowledgement. The kernel answers after the whole batch, failures first and in
-/// order, so the first answer decides, and a big table can't fill the receive buffer with acknowledgements.
-struct Batch {
-    operation: String,
-    buf: Vec<u8>,
-    first_seq: u32,
-    /// What each message is about, the batch's own begin and end included.
-    steps: Vec<String>,
-    last_header: usize,
-    /// Index of the message that the latest answer is about.
-    answered: AtomicUsize,
-}
-
-impl Batch {
-    /// Starts a batch of that many messages.
-    fn new(sock: &mut NetlinkSocket, operation: String, messages: usize) -> Self {
-        let mut batch = Batch {
-            operation,
-            buf: Vec::new(),
-            first_seq: sock.reserve_seq(messages as u32 + 2),
-            steps: Vec::with_capacity(messages + 2),
-            last_header: 0,
-            answered: AtomicUsize::new(0),
-        };
-        let begin = header(libc::AF_UNSPEC as u8, libc::NFNL_SUBSYS_NFTABLES as u16);
-        batch.message(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, &begin, "commit", |_| {});
-        batch
-    }
-
-    /// Appends an nf_tables message of family `inet`.
-    fn push(&mut self, message: i32, flags: i32, step: impl Into<String>, attributes: impl FnOnce(&mut Vec<u8>)) {
-        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | message) as u16;
-        self.message(kind, flags as u16, &header(libc::NFPROTO_INET as u8, 0), step, attributes);
-    }
-
-    fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: &Nfgenmsg,
-        step: impl Into<String>,
-        attributes: impl FnOnce(&mut Vec<u8>),
-    ) {
-        self.last_header = self.buf.len();
-        let mut message = Nlmsghdr::new();
-        message.r#type = kind;
-        message.flags = flags | libc::NLM_F_REQUEST as u16;
-        message.seq = self.first_seq.wrapping_add(self.steps.len() as u32);
-        self.buf.extend_from_slice(message.as_slice());
-        self.buf.extend_from_slice(family.as_slice());
-        attributes(&mut self.buf);
-        align(&mut self.buf);
-        message.len = (self.buf.len() - self.last_header) as u32;
-        self.write_last_header(&message);
-        self.steps.push(step.into());
-    }
-
-    fn write_last_header(&mut self, message: &Nlmsghdr) {
-        self.buf[self.last_header..self.last_header + Nlmsghdr::len()].copy_from_slice(message.as_slice());
-    }
-
-    /// Sends the batch and waits for the kernel's answer.
-    fn send(mut self, sock: &mut NetlinkSocket) -> Result<()> {
-        let range = self.last_header..self.last_header + Nlmsghdr::len();
-        let mut last = Nlmsghdr::new_from_slice(&self.buf[range]).expect("a whole header was written there");
-        last.flags |= libc::NLM_F_ACK as u16;
-        self.write_last_header(&last);
-        let end = header(libc::AF_UNSPEC as u8, libc::NFNL_SUBSYS_NFTABLES as u16);
-        self.message(libc::NFNL_MSG_BATCH_END as u16, 0, &end, "commit", |_| {});
-
-        let failed = |error: std::io::Error| {
-            let step = &self.steps[self.answered.load(Ordering::Relaxed)];
-            Error::system(format!("{} ({step})", self.operation), error)
-        };
-        let mut replies = sock.request_chained(&self).map_err(failed)?;
-        replies.recv_all().map_err(|error| failed(error.into()))
-    }
-}
-
-/// To the socket the batch is one request: any of its messages' answers settles it.
-impl NetlinkChained for Batch {
-    fn protonum(&self) -> u16 {
-        libc::NETLINK_NETFILTER as u16
-    }
-
-    fn payload(&self) -> &[u8] {
-        &self.buf
-    }
-
-    fn chain_len(&self) -> usize {
-        1
-    }
-
-    fn get_index(&self, seq: u32) -> Option<usize> {
-        let index = seq.wrapping_sub(self.first_seq) as usize;
-        if index >= self.steps.len() {
-            return None;
-        }
-        self.answered.store(index, Ordering::Relaxed);
-        Some(0)
-    }
-
-    fn name(&self, _index: usize) -> &'static str {
-        "nftables"
-    }
 }

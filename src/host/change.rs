@@ -1,0 +1,167 @@
+//! The atoms of change to the host, and of its undo.
+
+use std::fmt;
+
+use peervpn_platform::nft;
+use peervpn_platform::types::{ProcessId, Route, Rule};
+use serde::{Deserialize, Serialize};
+
+/// One change to the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Write a kernel setting.
+    Sysctl {
+        /// Slash form, below `/proc/sys`.
+        key: String,
+        /// New value.
+        value: String,
+        /// Settings that the kernel overwrites along with this one (`net/ipv6/conf/all/forwarding` writes every
+        /// interface's), to be put back too.
+        beside: Vec<String>,
+    },
+    /// Create a link of the kernel's WireGuard kind.
+    Link {
+        /// Interface name.
+        name: String,
+    },
+    /// Install our firewall table, whole.
+    Table(nft::Table),
+    /// Add a route that does not lie on our link.
+    Route(Route),
+    /// Add a policy rule.
+    Rule(Rule),
+}
+
+/// What takes a change back. Idempotent: undoing what was never done, or is already undone, does nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Undo {
+    /// Put a kernel setting back, unless someone else has changed it since.
+    Sysctl {
+        /// Slash form.
+        key: String,
+        /// Value found before.
+        was: String,
+        /// Value we wrote.
+        set: String,
+        /// Settings the kernel changes along with it, with the values found before.
+        beside: Vec<(String, String)>,
+    },
+    /// Delete our link.
+    Link {
+        /// Interface name.
+        name: String,
+    },
+    /// End the userspace device's process; its link goes with it.
+    Process {
+        /// Process.
+        id: ProcessId,
+        /// Interface name.
+        interface: String,
+    },
+    /// Delete our firewall table.
+    Table {
+        /// Table name.
+        name: String,
+    },
+    /// Delete our route.
+    Route(Route),
+    /// Delete our policy rule.
+    Rule(Rule),
+}
+
+impl Undo {
+    /// Whether what it takes back outlives a reboot. Kernel state does not; files do.
+    pub fn survives_reboot(&self) -> bool {
+        match self {
+            Undo::Sysctl { .. }
+            | Undo::Link { .. }
+            | Undo::Process { .. }
+            | Undo::Table { .. }
+            | Undo::Route(_)
+            | Undo::Rule(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::Sysctl { key, value, .. } => write!(f, "set {} to {value}", key.replace('/', ".")),
+            Change::Link { name } => write!(f, "create interface {name}"),
+            Change::Table(table) => write!(f, "install firewall table inet {}", table.name),
+            Change::Route(route) => write!(f, "add route {} (table {})", route.destination, route.table),
+            Change::Rule(rule) => write!(f, "add policy rule (priority {}, table {})", rule.priority, rule.table),
+        }
+    }
+}
+
+impl fmt::Display for Undo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Undo::Sysctl { key, was, .. } => write!(f, "set {} back to {was}", key.replace('/', ".")),
+            Undo::Link { name } => write!(f, "delete interface {name}"),
+            Undo::Process { id, interface } => write!(f, "end the device process {} of {interface}", id.pid),
+            Undo::Table { name } => write!(f, "delete firewall table inet {name}"),
+            Undo::Route(route) => write!(f, "delete route {} (table {})", route.destination, route.table),
+            Undo::Rule(rule) => write!(f, "delete policy rule (priority {}, table {})", rule.priority, rule.table),
+        }
+    }
+}
+
+/// What putting a setting back takes, given the values as they are now: the writes, in order.
+///
+/// A value that is no longer the one we wrote was changed by someone else and stays. Writing `key` overwrites the
+/// settings `beside` it, so each of them gets, after that, its old value where it still had ours, or the value that
+/// someone else gave it.
+pub fn sysctl_writes(
+    key: &str,
+    was: &str,
+    set: &str,
+    beside: &[(String, String)],
+    now: impl Fn(&str) -> Option<String>,
+) -> Vec<(String, String)> {
+    if now(key).as_deref() != Some(set) {
+        return Vec::new();
+    }
+    let mut writes = vec![(key.to_owned(), was.to_owned())];
+    for (other, other_was) in beside {
+        match now(other) {
+            None => {}
+            Some(value) if value == set => writes.push((other.clone(), other_was.clone())),
+            Some(value) => writes.push((other.clone(), value)),
+        }
+    }
+    writes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now<'a>(values: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        |key| values.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned())
+    }
+
+    #[test]
+    fn a_setting_goes_back_only_if_it_is_still_ours() {
+        assert_eq!(sysctl_writes("a", "0", "1", &[], now(&[("a", "1")])), [("a".into(), "0".into())]);
+        assert_eq!(sysctl_writes("a", "0", "1", &[], now(&[("a", "2")])), []);
+        assert_eq!(
+            sysctl_writes("a", "0", "1", &[], now(&[])),
+            [],
+            "an interface that is gone took its settings along"
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_overwrites_along_is_put_back_one_by_one() {
+        let beside = [
+            ("eth0".to_owned(), "1".to_owned()),
+            ("eth1".to_owned(), "0".to_owned()),
+            ("gone".to_owned(), "0".to_owned()),
+        ];
+        let writes = sysctl_writes("all", "0", "1", &beside, now(&[("all", "1"), ("eth0", "1"), ("eth1", "2")]));
+        assert_eq!(writes, [("all".into(), "0".into()), ("eth0".into(), "1".into()), ("eth1".into(), "2".into())]);
+    }
+}

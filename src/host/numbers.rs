@@ -1,0 +1,71 @@
+//! Which fwmark, routing table and rule priorities are free on this host.
+
+use peervpn_platform::types::{Route, Rule};
+
+/// Numbers for policy routing that nothing on the host uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers {
+    /// One bit; WireGuard's outer packets carry it. Matched as `mark/mark`, so that others may set other bits.
+    pub fwmark: u32,
+    /// Routing table.
+    pub table: u32,
+    /// Priority of our first rule; the second one follows it.
+    pub priority: u32,
+}
+
+/// First table asked for; the port's number, as wg-quick does, so that people recognise it.
+const FIRST_TABLE: u32 = 51820;
+/// After Tailscale's rules (5210–5270), so that its own addresses keep working; before `main` (32766).
+const FIRST_PRIORITY: u32 = 5300;
+/// Priority of the kernel's own rule for the `main` table.
+const MAIN_PRIORITY: u32 = 32766;
+
+/// Chooses numbers; `None` if a host has used up all of them (32 marks, 27,000 priorities).
+pub fn choose(rules: &[Rule], routes: &[Route]) -> Option<Numbers> {
+    // from the top: the low bits are what mwan3, kube-proxy and hand-written rules take
+    let fwmark = (8..30).rev().map(|bit| 1u32 << bit).find(|mark| {
+        rules
+            .iter()
+            .filter_map(|rule| rule.fwmark)
+            .all(|(value, mask)| value & mark == 0 && (mask == u32::MAX || mask & mark == 0))
+    })?;
+    let table = (FIRST_TABLE..FIRST_TABLE + 10_000)
+        .find(|table| routes.iter().all(|r| r.table != *table) && rules.iter().all(|r| r.table != *table))?;
+    let taken = |priority: u32| rules.iter().any(|rule| rule.priority == priority);
+    let priority = (FIRST_PRIORITY..MAIN_PRIORITY - 1).find(|p| !taken(*p) && !taken(p + 1))?;
+    Some(Numbers { fwmark, table, priority })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peervpn_platform::types::Family;
+
+    fn rule(priority: u32, fwmark: Option<(u32, u32)>, table: u32) -> Rule {
+        Rule { family: Family::V4, priority, fwmark, invert: false, table, suppress_prefixlen: None, protocol: 0 }
+    }
+
+    #[test]
+    fn an_empty_host_gets_the_first_numbers() {
+        let main = [rule(0, None, 255), rule(32766, None, 254), rule(32767, None, 253)];
+        assert_eq!(choose(&main, &[]), Some(Numbers { fwmark: 1 << 29, table: 51820, priority: 5300 }));
+    }
+
+    #[test]
+    fn wg_quick_tailscale_and_mwan3_keep_theirs() {
+        let others = [
+            rule(32765, Some((0xca6c, u32::MAX)), 51820),
+            rule(5210, Some((0x80000, 0xff0000)), 254),
+            rule(5300, Some((1 << 29, 1 << 29)), 100),
+            rule(2001, Some((0x100, 0x3f00)), 1),
+        ];
+        let numbers = choose(&others, &[]).unwrap();
+        assert_eq!(numbers, Numbers { fwmark: 1 << 28, table: 51821, priority: 5301 });
+    }
+
+    #[test]
+    fn a_full_host_is_said_not_guessed() {
+        let all: Vec<Rule> = vec![rule(1, Some((0, 0x3fff_ff00)), 1)];
+        assert_eq!(choose(&all, &[]), None);
+    }
+}

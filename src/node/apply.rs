@@ -1,0 +1,390 @@
+//! Carries out changes to the host, through the journal: append the undo, sync, do, mark done; read back at the end.
+//! One journal an interface, `STATE_DIR/journal/INTERFACE.journal`, locked for as long as its node lives: an unlocked
+//! one that is not empty is an orphan, left by a node that was killed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use peervpn_platform::os::{self, NetlinkHost, files};
+use peervpn_platform::types::{DeviceConfig, ProcessId};
+use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
+
+use super::event::{Event, Output};
+use crate::config::Places;
+use crate::error::{Failure, Hint as _, Status, chain};
+use crate::host::change::{Change, Undo, sysctl_writes};
+use crate::host::firewall;
+use crate::host::journal::{self, Journal, Record};
+
+/// How long a userspace device gets to end by itself before it is killed.
+const DEVICE_GRACE: Duration = Duration::from_secs(2);
+
+/// The host under one node: what was changed so far, and how it is put back.
+pub struct Applier {
+    /// Direct access, for reading and for what lives on our own link.
+    pub host: NetlinkHost,
+    /// This host has IPv6, and new interfaces get it.
+    pub ipv6: bool,
+    log: files::Log,
+    interface: String,
+    mode: &'static str,
+    undos: Vec<Undo>,
+    made: Vec<Change>,
+}
+
+/// What an undo left behind: empty when everything was put back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leftovers(pub Vec<String>);
+
+impl Leftovers {
+    /// Everything was put back.
+    pub fn none(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `restored`, or what is left.
+    pub fn describe(&self) -> String {
+        if self.none() { "restored".to_owned() } else { format!("not fully restored: {}", self.0.join("; ")) }
+    }
+}
+
+/// Where the journal of an interface is.
+pub fn journal_path(places: &Places, interface: &str) -> PathBuf {
+    journal_dir(places).join(format!("{interface}.journal"))
+}
+
+/// Where the journals are.
+pub fn journal_dir(places: &Places) -> PathBuf {
+    places.state_dir.join("journal")
+}
+
+impl Applier {
+    /// Takes the journal of `interface`; puts the host back first where an earlier node did not. Fails if a node runs
+    /// on the interface.
+    pub fn open(
+        places: &Places,
+        interface: &str,
+        mode: &'static str,
+        out: &mut dyn Output,
+    ) -> Result<Applier, Failure> {
+        let mut host = os::host()?;
+        files::private_dir(&journal_dir(places)).map_err(unwritable)?;
+        let path = journal_path(places, interface);
+        let mut log = match files::Log::open(&path).map_err(unwritable)? {
+            files::LogOpen::Locked(log) => log,
+            files::LogOpen::Busy(pid) => {
+                let holder = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
+                return Err(Failure::new(
+                    format!("a node already runs on {interface}{holder}"),
+                    format!("peervpn status shows it; peervpn down --interface {interface} stops it"),
+                )
+                .host("unchanged"));
+            }
+        };
+        if !log.is_empty().map_err(unwritable)? {
+            out.event(&Event::Step(format!(
+                "the last node on {interface} did not stop by itself: putting the host back"
+            )));
+            let (left, _) = undo_journal(&mut host, &mut log);
+            if !left.none() {
+                return Err(not_restored(&left));
+            }
+            log.remove().map_err(unwritable)?;
+            log = match files::Log::open(&path).map_err(unwritable)? {
+                files::LogOpen::Locked(log) => log,
+                files::LogOpen::Busy(_) => {
+                    return Err(Failure::new(
+                        format!("another node has just started on {interface}"),
+                        "peervpn status shows it",
+                    )
+                    .host("restored"));
+                }
+            };
+        }
+        let ipv6 = host.sysctl("net/ipv6/conf/default/disable_ipv6")?.as_deref() == Some("0");
+        Ok(Applier { host, ipv6, log, interface: interface.to_owned(), mode, undos: Vec::new(), made: Vec::new() })
+    }
+
+    /// Interface name.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Makes a change. On failure nothing is undone yet: the caller ends with [`Applier::undo_all`].
+    pub fn make(&mut self, change: Change) -> Result<(), Failure> {
+        self.make_all(vec![change])
+    }
+
+    /// Makes changes in order, all their undos on disk before the first one: one sync instead of many.
+    pub fn make_all(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
+        let mut needed = Vec::new();
+        let mut undos = Vec::new();
+        for change in changes {
+            if let Some(undo) = self.undo_of(&change)? {
+                needed.push(change);
+                undos.push(undo);
+            }
+        }
+        let numbers = self.write_undos(undos)?;
+        for change in needed {
+            tracing::debug!(op = %change, "host change");
+            do_change(&mut self.host, &change)?;
+            self.made.push(change);
+        }
+        self.write(numbers.map(|n| Record::Done { n }))
+    }
+
+    /// Journals a process that is held and has done nothing yet; release it after this.
+    pub fn adopt_process(&mut self, id: ProcessId) -> Result<(), Failure> {
+        let interface = self.interface.clone();
+        self.write_undos(vec![Undo::Process { id, interface }]).map(drop)
+    }
+
+    /// Reads back every change made so far; an error names the first that is not there.
+    pub fn verify(&mut self) -> Result<(), Failure> {
+        let rules = self.host.rules()?;
+        let routes = self.host.routes()?;
+        for change in &self.made {
+            let there = match change {
+                Change::Sysctl { key, value, .. } => self.host.sysctl(key)?.as_deref() == Some(value),
+                Change::Link { name } => self.host.link(name)?.is_some(),
+                Change::Table(table) => self.host.table_shape(&table.name)? == Some(firewall::shape(table)),
+                Change::Route(route) => routes.iter().any(|r| {
+                    (r.table, r.destination, r.kind, r.protocol)
+                        == (route.table, route.destination, route.kind, route.protocol)
+                }),
+                Change::Rule(rule) => rules.contains(rule),
+            };
+            if !there {
+                return Err(Failure::new(
+                    format!("the system accepted a change and does not show it: {change}"),
+                    "another program manages this host's network at the same time: find it with peervpn doctor",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts everything back, newest first, past failures, and removes the journal if all went well.
+    pub fn undo_all(mut self) -> Leftovers {
+        let left = undo_each(&mut self.host, &self.undos);
+        if left.none()
+            && let Err(error) = self.log.remove()
+        {
+            return Leftovers(vec![chain(&error)]);
+        }
+        left
+    }
+
+    /// Puts everything back and says so in the failure that made it necessary.
+    pub fn undo_after(self, failure: Failure) -> Failure {
+        let untouched = self.undos.is_empty();
+        let left = self.undo_all();
+        if left.none() {
+            failure.host(if untouched { "unchanged" } else { "restored" })
+        } else {
+            Failure {
+                status: Status::NotRestored,
+                hint: Some("peervpn recover tries again".to_owned()),
+                ..failure.host(left.describe())
+            }
+        }
+    }
+
+    fn undo_of(&mut self, change: &Change) -> Result<Option<Undo>, Failure> {
+        Ok(match change {
+            Change::Sysctl { key, value, beside } => match self.host.sysctl(key)? {
+                Some(was) if was != *value => {
+                    let mut found = Vec::new();
+                    for key in beside {
+                        if let Some(value) = self.host.sysctl(key)? {
+                            found.push((key.clone(), value));
+                        }
+                    }
+                    Some(Undo::Sysctl { key: key.clone(), was, set: value.clone(), beside: found })
+                }
+                _ => None,
+            },
+            Change::Link { name } => Some(Undo::Link { name: name.clone() }),
+            Change::Table(table) => Some(Undo::Table { name: table.name.clone() }),
+            Change::Route(route) => Some(Undo::Route(route.clone())),
+            Change::Rule(rule) => Some(Undo::Rule(rule.clone())),
+        })
+    }
+
+    /// Returns the numbers the records got.
+    fn write_undos(&mut self, undos: Vec<Undo>) -> Result<std::ops::Range<u32>, Failure> {
+        let first = self.undos.len() as u32;
+        let mut records = Vec::new();
+        if first == 0 {
+            records.push(Record::Open {
+                version: journal::VERSION,
+                boot: boot_id(&mut self.host),
+                mode: self.mode.to_owned(),
+                interface: self.interface.clone(),
+            });
+        }
+        records.extend((first..).zip(&undos).map(|(n, undo)| Record::Undo { n, undo: undo.clone() }));
+        self.undos.extend(undos);
+        self.write(records)?;
+        Ok(first..self.undos.len() as u32)
+    }
+
+    fn write(&mut self, records: impl IntoIterator<Item = Record>) -> Result<(), Failure> {
+        let bytes: Vec<u8> = records.into_iter().flat_map(|record| journal::encode(&record)).collect();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.log.append(&bytes).map_err(unwritable)
+    }
+}
+
+/// Undoes an orphaned journal. Also returns what it said.
+pub fn undo_journal(host: &mut NetlinkHost, log: &mut files::Log) -> (Leftovers, Journal) {
+    let bytes = match log.contents() {
+        Ok(bytes) => bytes,
+        Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
+    };
+    let journal = journal::decode(&bytes);
+    let rebooted = journal.boot.as_deref() != Some(boot_id(host).as_str());
+    let undos: Vec<Undo> = journal.undos.iter().filter(|u| !rebooted || u.survives_reboot()).cloned().collect();
+    let mut left = undo_each(host, &undos);
+    if let Some(line) = journal.damaged_at {
+        // the readable records are undone; what the unreadable ones did is found by our marks
+        tracing::warn!(line, "damaged journal");
+        left.0.extend(sweep(host).0);
+    }
+    (left, journal)
+}
+
+/// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
+/// case that no journal tells. Kernel settings carry no mark.
+pub fn sweep(host: &mut NetlinkHost) -> Leftovers {
+    let mut left = Leftovers::default();
+    let mut undos = Vec::new();
+    match (host.links(), host.routes(), host.rules()) {
+        (Ok(links), Ok(routes), Ok(rules)) => {
+            for link in links.into_iter().filter(|l| l.alias.as_deref() == Some(OUR_ALIAS)) {
+                if let Some(id) = os::process::uapi_owner(&link.name) {
+                    undos.push(Undo::Process { id, interface: link.name.clone() });
+                }
+                undos.push(Undo::Table { name: firewall::table_name(&link.name) });
+                undos.push(Undo::Link { name: link.name });
+            }
+            undos.push(Undo::Table { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
+            undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
+            undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
+        }
+        (links, routes, rules) => {
+            let errors = [links.err(), routes.err(), rules.err()];
+            left.0.extend(errors.into_iter().flatten().map(|e| chain(&e)));
+        }
+    }
+    left.0.extend(undo_each(host, &undos).0);
+    left
+}
+
+fn undo_each(host: &mut NetlinkHost, undos: &[Undo]) -> Leftovers {
+    let mut left = Leftovers::default();
+    for undo in undos.iter().rev() {
+        tracing::debug!(op = %undo, "host undo");
+        if let Err(error) = do_undo(host, undo) {
+            left.0.push(format!("{undo} ({})", chain(&error)));
+        }
+    }
+    left
+}
+
+fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
+    match change {
+        Change::Sysctl { key, value, .. } => host.set_sysctl(key, value),
+        Change::Link { name } => host.create_wireguard_link(name),
+        Change::Table(table) => host.replace_table(table),
+        Change::Route(route) => host.add_route(route),
+        Change::Rule(rule) => host.add_rule(rule),
+    }
+}
+
+fn do_undo(host: &mut NetlinkHost, undo: &Undo) -> Result<(), Error> {
+    match undo {
+        Undo::Sysctl { key, was, set, beside } => {
+            let mut now = std::collections::BTreeMap::new();
+            for key in std::iter::once(key).chain(beside.iter().map(|(key, _)| key)) {
+                if let Some(value) = host.sysctl(key)? {
+                    now.insert(key.clone(), value);
+                }
+            }
+            sysctl_writes(key, was, set, beside, |key| now.get(key).cloned())
+                .iter()
+                .try_for_each(|(key, value)| host.set_sysctl(key, value))
+        }
+        Undo::Link { name } => match host.link(name)? {
+            // a kill between creating and marking leaves it without alias; any other alias is someone else's link
+            Some(link)
+                if link.alias.as_deref() == Some(OUR_ALIAS)
+                    || (link.alias.is_none() && link.kind.as_deref() == Some("wireguard")) =>
+            {
+                host.delete_link(name)
+            }
+            _ => Ok(()),
+        },
+        Undo::Process { id, interface } => {
+            os::process::terminate(id, DEVICE_GRACE)?;
+            os::process::remove_uapi_socket(interface)?;
+            // a TUN link dies with its process; wait until it has
+            for _ in 0..50 {
+                match host.link(interface)? {
+                    Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
+            Ok(())
+        }
+        Undo::Table { name } => host.delete_table(name),
+        Undo::Route(route) => host.delete_route(route),
+        Undo::Rule(rule) => host.delete_rule(rule),
+    }
+}
+
+/// Brings up what lives on our link: WireGuard's settings, addresses, MTU. Goes with the link.
+pub fn bring_up(
+    host: &mut NetlinkHost,
+    wireguard: &mut dyn peervpn_platform::WireGuard,
+    interface: &str,
+    config: &DeviceConfig,
+    addresses: &[ipnetwork::IpNetwork],
+    mtu: u32,
+) -> Result<(), Error> {
+    wireguard.configure(interface, config)?;
+    for address in addresses {
+        host.add_address(interface, *address)?;
+    }
+    host.bring_up(interface, mtu)
+}
+
+/// The boot we are in; a journal of an earlier one describes kernel state that is gone.
+fn boot_id(host: &mut NetlinkHost) -> String {
+    host.sysctl("kernel/random/boot_id").ok().flatten().unwrap_or_default()
+}
+
+/// The state directory can't be used.
+pub fn unwritable(error: Error) -> Failure {
+    let hint = match error.kind() {
+        Some(std::io::ErrorKind::PermissionDenied) => error.hint(),
+        Some(std::io::ErrorKind::StorageFull) => Some("make room on the disk, then try again".to_owned()),
+        _ => Some("choose another place with --state-dir DIR".to_owned()),
+    };
+    Failure { message: chain(&error), host: Some("unchanged".to_owned()), hint, status: Status::Failed }
+}
+
+/// An earlier node's changes could not all be taken back.
+pub fn not_restored(left: &Leftovers) -> Failure {
+    Failure {
+        message: "the host could not be fully put back after an earlier crash".to_owned(),
+        host: Some(left.describe()),
+        hint: Some("peervpn recover tries again; a reboot clears it".to_owned()),
+        status: Status::NotRestored,
+    }
+}

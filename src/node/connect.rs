@@ -1,0 +1,377 @@
+//! `connect`: from the target to a tunnel that carries this host's traffic, and back.
+//!
+//! Order: check, resolve, device up (WireGuard initiates by itself), wait for the first handshake, and only then firewall
+//! and routes. Until the handshake nothing of this host's traffic has moved.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::os::{self, packet::InitiationTap};
+use peervpn_platform::types::{Family, RouteKind};
+use peervpn_platform::{Host as _, WireGuard};
+use tokio::io::unix::AsyncFd;
+
+use super::apply::Applier;
+use super::control::{self, PeerStatus, Request, Response, Status};
+use super::event::{Event, Output};
+use super::{Ground, PROBES, StopSignals, block_on, port_in_use, stopped};
+use crate::config::{ConnectOptions, Places};
+use crate::error::{self, Failure};
+use crate::host::firewall::{ConnectPolicy, Policy};
+use crate::host::{Change, numbers, sysctls};
+use crate::join::address::{TunnelAddresses, exit_addresses, peer_addresses};
+use crate::join::connect::{ConnectString, Endpoint, Host};
+use crate::key::PublicKey;
+use crate::tunnel::{self, mtu, routes};
+
+/// An endpoint of several gets this long before the next is tried; a handshake is one round trip.
+const ENDPOINT_TURN: Duration = Duration::from_secs(1);
+/// How often the device is asked for the handshake when no packet has woken us.
+const HANDSHAKE_POLL: Duration = Duration::from_millis(250);
+/// When to say that the exit does not answer.
+const SAY_UNREACHABLE: Duration = Duration::from_secs(3);
+
+/// Runs `connect` to its end.
+pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
+    let target: ConnectString = options.target.parse()?;
+    block_on(async {
+        let mut signals = StopSignals::install()?;
+        let mut ground = Ground::prepare(&options.node, places, "connect", out)?;
+        if target.key == ground.key.public() {
+            return Err(Failure::usage(
+                "the target is this machine's own key",
+                "copy the connect string from the other machine's screen, where peervpn exit runs",
+            )
+            .host("unchanged"));
+        }
+        let up = tokio::select! {
+            biased;
+            () = signals.recv() => None,
+            up = bring_up(&mut ground, &target, options, out) => Some(up),
+        };
+        match up {
+            None => stopped(&ground.applier.undo_all(), out),
+            Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
+            Some(Ok(mut node)) => match control::Server::bind(places, &ground.interface) {
+                Err(failure) => Err(ground.applier.undo_after(failure)),
+                Ok(server) => serve(&mut node, server, signals, ground.applier, out).await,
+            },
+        }
+    })?
+}
+
+/// A connected node.
+struct Connected {
+    interface: String,
+    backend: String,
+    exit: PublicKey,
+    own: PublicKey,
+    port: u16,
+    exit_addresses: Vec<IpAddr>,
+    wireguard: Box<dyn WireGuard>,
+}
+
+async fn bring_up(
+    ground: &mut Ground,
+    target: &ConnectString,
+    options: &ConnectOptions,
+    out: &mut dyn Output,
+) -> Result<Connected, Failure> {
+    let candidates = candidates(&mut ground.applier, &target.endpoints, out).await?;
+    let port = options.node.port.unwrap_or(0);
+    if port != 0 {
+        super::stun::gather(port, &[], Duration::ZERO).await?;
+    }
+    let (rules, table_routes) = (ground.applier.host.rules()?, ground.applier.host.routes()?);
+    let numbers = numbers::choose(&rules, &table_routes).ok_or_else(|| {
+        Failure::new("no free fwmark, table or rule priority is left on this host", "ip rule shows who takes them")
+    })?;
+    let own = ground.key.public();
+    let addresses = peer_addresses(&target.key, &own);
+    let exit = exit_addresses(&target.key);
+    let allowed: Vec<IpNetwork> = if options.allowed_ips.is_empty() {
+        Family::BOTH.into_iter().map(Family::default_prefix).collect()
+    } else {
+        options.allowed_ips.clone()
+    };
+    let allowed: Vec<IpNetwork> = allowed.into_iter().filter(|p| p.is_ipv4() || ground.applier.ipv6).collect();
+    let exit_list: Vec<IpAddr> = exit.to_vec().into_iter().filter(|a| a.is_ipv4() || ground.applier.ipv6).collect();
+    // what cryptokey routing lets in and out; which of it is used is the routing table's business
+    let cryptokey: Vec<IpNetwork> =
+        allowed.iter().copied().chain(exit_list.iter().map(|a| IpNetwork::from(*a))).collect();
+
+    let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
+    let mtu = options.node.mtu.unwrap_or(way.unwrap_or(mtu::MIN));
+    let mut config = tunnel::device(&ground.key, port, numbers.fwmark);
+    let mut asked = 0;
+    config.peers.push(tunnel::peer(&target.key, Some(candidates[asked].address), cryptokey.clone()));
+    out.event(&Event::Step(format!(
+        "our peer ID is {}: the exit's operator sees it when asked to let you in",
+        own.peer_id()
+    )));
+    out.event(&Event::Step(format!("asking {} at {}", target.key.peer_id(), candidates[asked].address)));
+    let started = Instant::now();
+    let mut wireguard = ground
+        .create_device(&config, &addresses.to_vec(), mtu)
+        .map_err(|failure| if port != 0 && failure.message.contains("in use") { port_in_use(port) } else { failure })?;
+
+    let interface = ground.interface.clone();
+    let port = wireguard.state(&interface)?.listen_port;
+    let wakeup = InitiationTap::open_wakeup(port)?;
+    let wakeup = AsyncFd::new(wakeup)
+        .map_err(|e| Failure::new(format!("cannot watch our port: {e}"), "free some file descriptors"))?;
+    let limit = options.timeout * options.retry.max(1);
+    let mut turn = Instant::now();
+    let mut said = false;
+    let endpoint = loop {
+        let state = wireguard.state(&interface)?;
+        let peer = state.peers.iter().find(|p| p.public_key == target.key.0);
+        if let Some(peer) = peer
+            && peer.last_handshake.is_some()
+        {
+            break peer.endpoint;
+        }
+        if started.elapsed() >= limit {
+            return Err(no_handshake(target, &candidates, limit, &own));
+        }
+        if !said && started.elapsed() >= SAY_UNREACHABLE {
+            said = true;
+            out.event(&Event::Step(format!(
+                "no answer after {} s, still asking; if the exit asks before it lets people in, its operator must accept {}",
+                SAY_UNREACHABLE.as_secs(),
+                own.peer_id()
+            )));
+        }
+        if candidates.len() > 1 && turn.elapsed() >= ENDPOINT_TURN {
+            // removing and adding the peer is what makes WireGuard ask the new endpoint at once (facts: up to 5 s else)
+            turn = Instant::now();
+            asked = (asked + 1) % candidates.len();
+            let address = candidates[asked].address;
+            tracing::debug!(remote = %address, "next endpoint");
+            wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&target.key)]))?;
+            let peer = tunnel::peer(&target.key, Some(address), cryptokey.clone());
+            wireguard.configure(&interface, &tunnel::peers(vec![peer]))?;
+        }
+        let _ = tokio::time::timeout(HANDSHAKE_POLL, woken(&wakeup)).await;
+    };
+    let handshake_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+
+    take_over(ground, options, &allowed, &exit_list, addresses, numbers)?;
+    out.event(&Event::Connected {
+        mode: "connect",
+        peer_id: target.key.peer_id(),
+        endpoint: endpoint.map_or_else(String::new, |e| e.to_string()),
+        handshake_ms,
+        tunnel_addresses: addresses.to_vec(),
+        dns: Vec::new(),
+    });
+    Ok(Connected {
+        interface,
+        backend: ground.backend.to_string(),
+        exit: target.key,
+        own,
+        port,
+        exit_addresses: exit.to_vec(),
+        wireguard,
+    })
+}
+
+/// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit.
+fn take_over(
+    ground: &mut Ground,
+    options: &ConnectOptions,
+    allowed: &[IpNetwork],
+    exit: &[IpAddr],
+    addresses: TunnelAddresses,
+    numbers: numbers::Numbers,
+) -> Result<(), Failure> {
+    let wanted = routes::Wanted {
+        interface: &ground.interface,
+        numbers,
+        allowed,
+        exclude: &options.exclude,
+        exit,
+        no_lan: options.no_lan,
+    };
+    let host = &mut ground.applier.host;
+    let policy = ConnectPolicy {
+        interface: &ground.interface,
+        v4: Some(addresses.v4),
+        v6: Some(addresses.v6),
+        fwmark: numbers.fwmark,
+        // the exit refuses what it has no route for; it alone knows
+        refuse_v6: false,
+        listening: os::listening_ports(),
+    };
+    let mut changes = vec![Change::Table(Policy::Connect(policy).table())];
+    let links = host.links()?;
+    changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
+    let (ours, others): (Vec<_>, Vec<_>) =
+        routes::routes(&wanted).into_iter().partition(|route| route.kind == RouteKind::Unicast);
+    host.add_routes(&ours)?;
+    changes.extend(others.into_iter().map(Change::Route));
+    changes.extend(routes::rules(&wanted).into_iter().map(Change::Rule));
+    ground.applier.make_all(changes)?;
+    ground.applier.verify()?;
+    for probe in PROBES {
+        // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
+        if allowed.iter().any(|p| p.prefix() == 0 && p.contains(probe))
+            && !options.exclude.iter().any(|p| p.contains(probe))
+        {
+            let way = ground.applier.host.route_lookup(probe, 0)?;
+            if way.as_ref().is_none_or(|way| way.interface != ground.interface) {
+                let whose = way.map_or("nowhere".to_owned(), |w| format!("to {} (table {})", w.interface, w.table));
+                return Err(Failure::new(
+                    format!("another program's routes send traffic past the tunnel: {probe} goes {whose}"),
+                    "stop the other VPN, or move its rules behind ours: ip rule, ip route show table all",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One way to the exit.
+struct Candidate {
+    address: SocketAddr,
+    /// MTU of the way, bytes.
+    mtu: u32,
+}
+
+/// Resolves the endpoints and keeps those that this host has a route to.
+async fn candidates(
+    applier: &mut Applier,
+    endpoints: &[Endpoint],
+    out: &mut dyn Output,
+) -> Result<Vec<Candidate>, Failure> {
+    let mut addresses = Vec::new();
+    let mut unresolved = None;
+    for endpoint in endpoints {
+        match &endpoint.host {
+            Host::Ip(ip) => addresses.push(SocketAddr::new(*ip, endpoint.port)),
+            Host::Name(name) => {
+                out.event(&Event::Step(format!("looking up {name}")));
+                match tokio::net::lookup_host((name.as_str(), endpoint.port)).await {
+                    Ok(found) => addresses.extend(found),
+                    Err(error) => unresolved = Some((name.clone(), error)),
+                }
+            }
+        }
+    }
+    if let (true, Some((name, error))) = (addresses.is_empty(), unresolved) {
+        return Err(Failure::new(
+            format!("the name {name} does not resolve: {}", error::chain(&error)),
+            "check the spelling and this host's DNS, or use the exit's address instead of its name",
+        ));
+    }
+    let mut candidates = Vec::new();
+    for address in &addresses {
+        if let Some(way) = applier.host.route_lookup(address.ip(), 0)?
+            && !candidates.iter().any(|c: &Candidate| c.address == *address)
+        {
+            candidates.push(Candidate { address: *address, mtu: way.mtu });
+        }
+    }
+    if candidates.is_empty() {
+        let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return Err(Failure::new(
+            format!("this host has no route to the exit ({list})"),
+            "connect it to a network with a default route first: ip route",
+        ));
+    }
+    Ok(candidates)
+}
+
+fn no_handshake(target: &ConnectString, candidates: &[Candidate], limit: Duration, own: &PublicKey) -> Failure {
+    let tried = candidates.iter().map(|c| c.address.to_string()).collect::<Vec<_>>().join(", ");
+    Failure::new(
+        format!("no handshake with {} within {} s (tried {tried})", target.key.peer_id(), limit.as_secs()),
+        format!(
+            "check that peervpn exit still runs there and shows this connect string; if it asks before letting people \
+             in, its operator must accept {}: peervpn peers accept {}",
+            own.peer_id(),
+            own.peer_id()
+        ),
+    )
+}
+
+/// Waits for a packet on our port; the packets themselves do not matter.
+async fn woken(tap: &AsyncFd<InitiationTap>) {
+    let mut buffer = [0; 256];
+    loop {
+        let Ok(mut ready) = tap.readable().await else { return std::future::pending().await };
+        let mut any = false;
+        while let Ok(Some(_)) = tap.get_ref().recv(&mut buffer) {
+            any = true;
+        }
+        ready.clear_ready();
+        if any {
+            // our copy comes before WireGuard has worked on its own
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            return;
+        }
+    }
+}
+
+async fn serve(
+    node: &mut Connected,
+    mut server: control::Server,
+    mut signals: StopSignals,
+    applier: Applier,
+    out: &mut dyn Output,
+) -> Result<(), Failure> {
+    let down = loop {
+        let asked = tokio::select! {
+            () = signals.recv() => break None,
+            asked = server.next() => asked,
+        };
+        if asked.request == Request::Down {
+            break Some(asked);
+        }
+        let answer = answer(node, &asked.request);
+        asked.reply(answer);
+    };
+    let left = applier.undo_all();
+    if let Some(asked) = down {
+        asked.reply(Response::Stopped { host: left.describe(), restored: left.none() });
+        server.finish().await;
+    }
+    stopped(&left, out)
+}
+
+fn answer(node: &mut Connected, request: &Request) -> Response {
+    match request {
+        Request::Status => match status(node) {
+            Ok(status) => Response::Status(status),
+            Err(failure) => control::failed(failure),
+        },
+        Request::PeersList => match status(node) {
+            Ok(status) => Response::Peers { peers: status.peers },
+            Err(failure) => control::failed(failure),
+        },
+        _ => Response::Failed {
+            error: "this node is connected to an exit; only an exit lets peers in".to_owned(),
+            hint: Some("run it on the machine where peervpn exit runs".to_owned()),
+        },
+    }
+}
+
+fn status(node: &mut Connected) -> Result<Status, Failure> {
+    let state = node.wireguard.state(&node.interface)?;
+    let peers = state.peers.iter().map(|peer| {
+        let key = PublicKey(peer.public_key);
+        let addresses = if key == node.exit { node.exit_addresses.clone() } else { Vec::new() };
+        control::peer_status(peer, None, addresses, "exit")
+    });
+    let peers: Vec<PeerStatus> = peers.collect();
+    Ok(Status {
+        interface: node.interface.clone(),
+        mode: "connect".to_owned(),
+        backend: node.backend.clone(),
+        public_key: node.own,
+        port: node.port,
+        endpoints: Vec::new(),
+        peers,
+    })
+}

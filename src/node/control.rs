@@ -1,0 +1,336 @@
+//! The control socket of a running node, `RUN_DIR/INTERFACE.sock` (0600): one JSON object a line each way.
+//! `status`, `peers` and `down` speak to it.
+
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use peervpn_platform::types::PeerState;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{DEFAULT_INTERFACE, Places};
+use crate::error::Failure;
+use crate::key::PublicKey;
+
+/// Longest request in bytes.
+const MAX_REQUEST: u64 = 64 << 10;
+/// Longest answer in bytes: 10,000 peers fit many times.
+const MAX_ANSWER: u64 = 64 << 20;
+/// How long to wait for an answer; `down` is answered when the host is put back.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// What can be asked of a running node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// How it stands.
+    Status,
+    /// Who waits for admission.
+    PeersPending,
+    /// Who is in.
+    PeersList,
+    /// Let a waiting peer in.
+    PeersAccept {
+        /// Its peer ID or public key.
+        id: String,
+        /// The name to give it.
+        name: Option<String>,
+    },
+    /// Stop and put the host back; answered when that is done.
+    Down,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::PeersPending`].
+    Pending {
+        /// Those who wait, oldest first.
+        pending: Vec<PendingPeer>,
+    },
+    /// To [`Request::PeersList`].
+    Peers {
+        /// Those who are in.
+        peers: Vec<PeerStatus>,
+    },
+    /// To [`Request::PeersAccept`].
+    Accepted(PeerStatus),
+    /// To [`Request::Down`]: the node has stopped.
+    Stopped {
+        /// `restored`, or what is left.
+        host: String,
+        /// Everything was put back.
+        restored: bool,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why.
+        error: String,
+        /// What mends it.
+        hint: Option<String>,
+    },
+}
+
+/// `peervpn status --json` (cli.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Interface name.
+    pub interface: String,
+    /// `exit` or `connect`.
+    pub mode: String,
+    /// `kernel` or `userspace`.
+    pub backend: String,
+    /// Our static public key.
+    pub public_key: PublicKey,
+    /// Listen port.
+    pub port: u16,
+    /// Our endpoints (exit: those in the connect string).
+    pub endpoints: Vec<String>,
+    /// Peers.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// One peer of a running node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Peer ID.
+    pub peer_id: String,
+    /// Name, if it was given one.
+    pub name: Option<String>,
+    /// Static public key.
+    pub public_key: PublicKey,
+    /// Current endpoint.
+    pub endpoint: Option<String>,
+    /// Tunnel addresses.
+    pub tunnel_addresses: Vec<IpAddr>,
+    /// Seconds since the last handshake; `null` before the first.
+    pub last_handshake_s: Option<u64>,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// `accepted`, `any`, `invite`, `added`, or `exit` for the exit we are connected to.
+    pub how: String,
+}
+
+/// One peer that waits for admission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingPeer {
+    /// Peer ID.
+    pub peer_id: String,
+    /// Static public key.
+    pub public_key: PublicKey,
+    /// Source of its packet.
+    pub endpoint: String,
+    /// Seconds since it first asked.
+    pub since_s: u64,
+}
+
+/// One request on its way to the node, and the way back.
+pub struct Asked {
+    /// What is asked.
+    pub request: Request,
+    answer: tokio::sync::oneshot::Sender<Response>,
+}
+
+impl Asked {
+    /// Answers; the asker may have gone.
+    pub fn reply(self, response: Response) {
+        let _ = self.answer.send(response);
+    }
+}
+
+/// The node's end of the control socket; removed when dropped.
+pub struct Server {
+    requests: tokio::sync::mpsc::Receiver<Asked>,
+    accepting: tokio::task::JoinHandle<()>,
+    writing: std::sync::Arc<tokio::sync::Semaphore>,
+    path: PathBuf,
+}
+
+/// Connections served at a time; a further one waits.
+const MAX_CONNECTIONS: usize = 16;
+/// How long an asker gets to send its request and take its answer.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
+
+/// The path of an interface's control socket.
+pub fn socket_path(places: &Places, interface: &str) -> PathBuf {
+    places.run_dir.join(format!("{interface}.sock"))
+}
+
+impl Server {
+    /// Listens. The caller holds the interface's journal, so a socket file that is there is a dead node's.
+    pub fn bind(places: &Places, interface: &str) -> Result<Server, Failure> {
+        let path = socket_path(places, interface);
+        let refused = |error: &dyn std::fmt::Display| {
+            Failure::new(
+                format!("cannot listen on the control socket {}: {error}", path.display()),
+                "choose another place with --run-dir DIR",
+            )
+        };
+        // the directory is 0700, so the socket is ours alone from its first moment
+        peervpn_platform::os::files::private_dir(&places.run_dir).map_err(|error| refused(&error))?;
+        let _ = std::fs::remove_file(&path);
+        let listener = tokio::net::UnixListener::bind(&path).map_err(|error| refused(&error))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|error| refused(&error))?;
+        let (sender, requests) = tokio::sync::mpsc::channel(MAX_CONNECTIONS);
+        let writing = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+        let slots = writing.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let Ok(slot) = slots.clone().acquire_owned().await else { return };
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, sender).await {
+                        tracing::debug!(%error, "control connection");
+                    }
+                    drop(slot);
+                });
+            }
+        });
+        Ok(Server { requests, accepting, writing, path })
+    }
+
+    /// The next request.
+    pub async fn next(&mut self) -> Asked {
+        match self.requests.recv().await {
+            Some(asked) => asked,
+            // the accepting task has ended: nothing will ever come
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits, for a short while, until the answers under way are written.
+    pub async fn finish(self) {
+        self.accepting.abort();
+        let _ = tokio::time::timeout(Duration::from_secs(1), async {
+            // the accepting task held one slot
+            let _ = self.writing.acquire_many(MAX_CONNECTIONS as u32).await;
+        })
+        .await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(stream: tokio::net::UnixStream, node: tokio::sync::mpsc::Sender<Asked>) -> std::io::Result<()> {
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+    let (read, mut write) = stream.into_split();
+    let mut line = Vec::new();
+    let mut reader = tokio::io::BufReader::new(read.take(MAX_REQUEST));
+    tokio::time::timeout(CONNECTION_LIMIT, reader.read_until(b'\n', &mut line)).await??;
+    let response = match serde_json::from_slice(&line) {
+        Ok(request) => {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            if node.send(Asked { request, answer }).await.is_err() {
+                return Ok(());
+            }
+            match answered.await {
+                Ok(response) => response,
+                Err(_) => return Ok(()),
+            }
+        }
+        Err(error) => Response::Failed {
+            error: format!("the node does not understand the request: {error}"),
+            hint: Some("use the peervpn of the same version as the running node".to_owned()),
+        },
+    };
+    let mut bytes = serde_json::to_vec(&response)?;
+    bytes.push(b'\n');
+    tokio::time::timeout(CONNECTION_LIMIT, write.write_all(&bytes)).await??;
+    write.shutdown().await
+}
+
+/// Asks a running node; `None` is the only one that runs, or that of the default interface.
+pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
+    use std::io::{BufRead as _, Read as _, Write as _};
+    let interface = match interface {
+        Some(name) => name.to_owned(),
+        None => match running(places).as_slice() {
+            [only] => only.clone(),
+            [] => DEFAULT_INTERFACE.to_owned(),
+            several if several.iter().any(|name| name == DEFAULT_INTERFACE) => DEFAULT_INTERFACE.to_owned(),
+            several => {
+                return Err(Failure::usage(
+                    format!("several nodes run here: {}", several.join(", ")),
+                    "say which one: --interface NAME",
+                ));
+            }
+        },
+    };
+    let path = socket_path(places, &interface);
+    let refused = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            Failure::new(format!("the node on {interface} answers root only"), "run it as root, for example with sudo")
+        }
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Failure::new(
+            format!("no node runs on {interface}"),
+            "start one: sudo peervpn exit, or sudo peervpn connect PUBKEY@ENDPOINT",
+        ),
+        _ => Failure::new(
+            format!("cannot ask the node on {interface}: {error}"),
+            "if it hangs, end its process, then: sudo peervpn recover",
+        ),
+    };
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).map_err(refused)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT)).map_err(refused)?;
+    let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
+    bytes.push(b'\n');
+    stream.write_all(&bytes).map_err(refused)?;
+    let mut line = Vec::new();
+    std::io::BufReader::new(stream.take(MAX_ANSWER)).read_until(b'\n', &mut line).map_err(refused)?;
+    let response = serde_json::from_slice(&line).map_err(|error| {
+        Failure::new(
+            format!("the node on {interface} ended without a sensible answer ({error})"),
+            "peervpn status tells whether it still runs; if it does not: sudo peervpn recover",
+        )
+    })?;
+    match response {
+        Response::Failed { error, hint } => Err(Failure { hint, ..Failure::new(error, "") }),
+        response => Ok(response),
+    }
+}
+
+/// Interfaces with a control socket that somebody answers, sorted.
+pub fn running(places: &Places) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(&places.run_dir) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(".sock").map(str::to_owned))
+        .filter(|name| std::os::unix::net::UnixStream::connect(socket_path(places, name)).is_ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A failure as an answer.
+pub fn failed(failure: Failure) -> Response {
+    Response::Failed { error: failure.message, hint: failure.hint }
+}
+
+/// One peer of the device, with what the node knows about it.
+pub fn peer_status(peer: &PeerState, name: Option<String>, tunnel_addresses: Vec<IpAddr>, how: &str) -> PeerStatus {
+    let key = PublicKey(peer.public_key);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    PeerStatus {
+        peer_id: key.peer_id(),
+        name,
+        public_key: key,
+        endpoint: peer.endpoint.map(|e| e.to_string()),
+        tunnel_addresses,
+        last_handshake_s: peer.last_handshake.map(|at| now.saturating_sub(at).as_secs()),
+        rx_bytes: peer.rx_bytes,
+        tx_bytes: peer.tx_bytes,
+        how: how.to_owned(),
+    }
+}

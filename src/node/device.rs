@@ -1,0 +1,71 @@
+//! The userspace WireGuard device, a process of its own: `peervpn` started again under a hidden subcommand. It waits on
+//! its standard input for the node's word that it is in the journal, then becomes the bundled device (the `gotatun`
+//! crate) or the program it was told. Its UAPI socket is where wg(8) looks for it.
+
+use std::path::{Path, PathBuf};
+
+use gotatun::device::DeviceBuilder;
+use gotatun::device::uapi::UapiServer;
+use peervpn_platform::os::launch;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::Failure;
+
+/// The hidden subcommand's name.
+pub const SUBCOMMAND: &str = "__userspace-device";
+
+/// Waits for the word to go, then runs the device until it is told to end, or its link is gone.
+pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
+    if !launch::wait_release() {
+        // the node died before it had journaled us: nothing was done
+        return Ok(());
+    }
+    match program {
+        Some(program) => {
+            // both spellings of "stay in the foreground" and "keep your privileges" that the known programs read
+            let envs = [("WG_SUDO", "1"), ("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")];
+            let error = launch::exec(program, &["-f", interface], &envs);
+            Err(Failure::new(
+                format!("cannot start {}: {error}", program.display()),
+                "name another program with --backend userspace=PROGRAM, or take the bundled device: --backend userspace",
+            ))
+        }
+        None => bundled(interface),
+    }
+}
+
+fn bundled(interface: &str) -> Result<(), Failure> {
+    // the device encrypts on several threads, unlike the node
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
+    runtime.block_on(async {
+        // the socket after the link: whoever sees the socket finds the link too
+        let builder = DeviceBuilder::new().with_default_udp().create_tun(interface).map_err(|error| failed(&error))?;
+        let uapi = UapiServer::default_unix_socket(interface, None, None).map_err(|error| failed(&error))?;
+        let mut device = builder.with_uapi(uapi).build().await.map_err(|error| failed(&error))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
+        tokio::select! {
+            () = device.wait() => {}
+            _ = terminate.recv() => {}
+        }
+        device.stop().await;
+        Ok(())
+    })
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(format!("the userspace device failed: {error}"), "peervpn doctor tells what this system lacks")
+}
+
+/// The program that `--backend userspace=PROGRAM` or `WG_USERSPACE_IMPLEMENTATION` names, as a path; `None` for the
+/// bundled device. Looked for on the search path, then in `vendor/` beside our own program.
+pub fn program(named: Option<&str>, environment: Option<&str>) -> Result<Option<PathBuf>, Failure> {
+    let Some(name) = named.or(environment).filter(|name| !name.is_empty()) else { return Ok(None) };
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("vendor").join(name)));
+    which::which(name).ok().or(beside.filter(|path| path.is_file())).map(Some).ok_or_else(|| {
+        Failure::new(
+            format!("there is no program {name} on the search path or in vendor/"),
+            format!("install it (for example: apt install {name}), or take the bundled device: --backend userspace"),
+        )
+        .host("unchanged")
+    })
+}

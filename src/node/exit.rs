@@ -1,0 +1,286 @@
+//! `exit`: from the first check to peers whose traffic leaves through this host, and back.
+//!
+//! Order: check, STUN on our port, device up, firewall, forwarding, and only then peers. Handshake initiations are
+//! watched from before the device is up, so none is missed.
+
+mod admit;
+mod endpoints;
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use peervpn_platform::os::packet::InitiationTap;
+use peervpn_platform::types::Family;
+use peervpn_platform::{Host as _, WireGuard};
+use tokio::io::unix::AsyncFd;
+
+use super::apply::Applier;
+use super::control::{self, Request, Response, Status};
+use super::event::{Event, Output};
+use super::{Ground, PROBES, StopSignals, block_on, port_in_use, state, stopped, stun};
+use crate::config::{Accept, ExitOptions, Places};
+use crate::error::Failure;
+use crate::host::firewall::{ExitPolicy, Policy};
+use crate::host::{Change, sysctls};
+use crate::join::address::{TunnelAddresses, exit_addresses};
+use crate::join::admission::Admission;
+use crate::join::initiation::Checker;
+use crate::join::peers::PeerStore;
+use crate::key::PrivateKey;
+use crate::tunnel::{self, mtu};
+
+/// WireGuard's customary port, and how many after it are tried when the user named none.
+const FIRST_PORT: u16 = 51820;
+const PORTS_TRIED: u16 = 10;
+
+/// Runs `exit` to its end.
+pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
+    block_on(async {
+        let mut signals = StopSignals::install()?;
+        let mut ground = Ground::prepare(&options.node, places, "exit", out)?;
+        let up = tokio::select! {
+            biased;
+            () = signals.recv() => None,
+            up = bring_up(&mut ground, options, places, out) => Some(up),
+        };
+        match up {
+            None => stopped(&ground.applier.undo_all(), out),
+            Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
+            Some(Ok((mut exit, tap, server))) => {
+                let asked = exit.serve(&tap, server, &mut signals, &mut ground.applier, out).await;
+                exit.remember_endpoints();
+                let left = ground.applier.undo_all();
+                if let Some((asked, server)) = asked {
+                    asked.reply(Response::Stopped { host: left.describe(), restored: left.none() });
+                    server.finish().await;
+                }
+                stopped(&left, out)
+            }
+        }
+    })?
+}
+
+/// A running exit.
+struct Exit<'a> {
+    options: &'a ExitOptions,
+    places: &'a Places,
+    key: PrivateKey,
+    backend: String,
+    port: u16,
+    endpoints: Vec<String>,
+    addresses: TunnelAddresses,
+    wireguard: Box<dyn WireGuard>,
+    checker: Checker,
+    admission: Admission,
+    store: PeerStore,
+    /// Newcomers are asked about on the terminal.
+    questions: Option<admit::Questions>,
+}
+
+type Up<'a> = (Exit<'a>, AsyncFd<InitiationTap>, control::Server);
+
+async fn bring_up<'a>(
+    ground: &mut Ground,
+    options: &'a ExitOptions,
+    places: &'a Places,
+    out: &mut dyn Output,
+) -> Result<Up<'a>, Failure> {
+    let host = &mut ground.applier.host;
+    let mut uplinks = Vec::new();
+    for probe in PROBES {
+        if let Some(way) = host.route_lookup(probe, 0)? {
+            uplinks.push((Family::of(&probe), way));
+        }
+    }
+    if uplinks.is_empty() {
+        return Err(Failure::new(
+            "this host has no default route, so it cannot be an exit",
+            "connect it to the internet first: ip route shows its routes",
+        ));
+    }
+    let store = state::peers(places)?;
+    let (port, gathered) = learn_endpoints(options, out).await?;
+    let endpoints = endpoints::choose(options, port, &gathered, host, &uplinks, out)?;
+
+    let addresses = exit_addresses(&ground.key.public());
+    let way = uplinks.iter().map(|(_, way)| way.mtu).min().unwrap_or(mtu::ETHERNET);
+    // peers may come by either family: leave room for the longer outer header
+    let mtu = options.node.mtu.unwrap_or_else(|| mtu::inner(way, Family::V6));
+    let mut config = tunnel::device(&ground.key, port, 0);
+    config.peers = store
+        .peers()
+        .map(|peer| tunnel::peer(&peer.public_key, peer.endpoint, peer.tunnel_addresses.allowed_ips().to_vec()))
+        .collect();
+
+    let tap = InitiationTap::open(port)?;
+    let interface = ground.interface.clone();
+    out.event(&Event::Step(format!("setting up {interface} ({} back end)", ground.backend)));
+    let wireguard = ground
+        .create_device(&config, &addresses.to_vec(), mtu)
+        .map_err(|failure| if failure.message.contains("in use") { port_in_use(port) } else { failure })?;
+
+    let links: Vec<String> = ground.applier.host.links()?.into_iter().map(|link| link.name).collect();
+    let uplink_names: Vec<String> = uplinks.iter().map(|(_, way)| way.interface.clone()).collect();
+    let policy = ExitPolicy {
+        interface: &interface,
+        v4: Some(addresses.v4),
+        v6: Some(addresses.v6),
+        allow_lan: options.allow_lan,
+        allow_peers: options.allow_peers,
+        services: Vec::new(),
+    };
+    // the firewall stands before the first packet can be forwarded
+    let mut changes = vec![Change::Table(Policy::Exit(policy).table())];
+    let host = &mut ground.applier.host;
+    changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
+    ground.applier.make_all(changes)?;
+    let routes: Vec<_> =
+        store.peers().flat_map(|peer| admit::routes(&interface, &peer.tunnel_addresses, ground.applier.ipv6)).collect();
+    ground.applier.host.add_routes(&routes)?;
+    ground.applier.verify()?;
+
+    let tap = AsyncFd::new(tap)
+        .map_err(|error| Failure::new(format!("cannot watch our port: {error}"), "free some file descriptors"))?;
+    let server = control::Server::bind(places, &interface)?;
+    let public_key = ground.key.public();
+    let connect = format!("{public_key}@{}", endpoints.join(","));
+    out.event(&Event::Ready {
+        mode: "exit",
+        interface,
+        backend: ground.backend.to_string(),
+        public_key,
+        peer_id: public_key.peer_id(),
+        port,
+        endpoints: endpoints.clone(),
+        tunnel_addresses: addresses.to_vec(),
+        connect,
+    });
+    if options.accept == Accept::Any {
+        out.event(&Event::Warning("anyone who has the connect string can use this exit (--accept any)".to_owned()));
+    }
+    let exit = Exit {
+        options,
+        places,
+        checker: Checker::new(&ground.key),
+        admission: Admission::new(options.accept, &ground.key.public()),
+        questions: (options.accept == Accept::Ask && out.interactive()).then(admit::Questions::on_terminal).flatten(),
+        key: ground.key.clone(),
+        backend: ground.backend.to_string(),
+        port,
+        endpoints,
+        addresses,
+        wireguard,
+        store,
+    };
+    Ok((exit, tap, server))
+}
+
+/// Binds our port, asks the STUN servers from it, and lets it go for WireGuard.
+async fn learn_endpoints(
+    options: &ExitOptions,
+    out: &mut dyn Output,
+) -> Result<(u16, crate::nat::gather::Gathered), Failure> {
+    let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
+    if !servers.is_empty() {
+        out.event(&Event::Step(format!("asking {} STUN servers for our reflexive address", servers.len())));
+    }
+    let ports = match options.node.port {
+        Some(port) => port..=port,
+        None => FIRST_PORT..=FIRST_PORT + PORTS_TRIED - 1,
+    };
+    let mut last = None;
+    for port in ports {
+        match stun::gather(port, servers, stun::LIMIT).await {
+            Ok(gathered) => return Ok((port, gathered)),
+            Err(error @ stun::GatherError::PortInUse { .. }) => last = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(last.map_or_else(|| port_in_use(FIRST_PORT), Failure::from))
+}
+
+impl Exit<'_> {
+    /// Until a signal, or `down`: then the request to be answered when the host is put back.
+    async fn serve(
+        &mut self,
+        tap: &AsyncFd<InitiationTap>,
+        mut server: control::Server,
+        signals: &mut StopSignals,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) -> Option<(control::Asked, control::Server)> {
+        loop {
+            tokio::select! {
+                () = signals.recv() => return None,
+                ready = tap.readable() => {
+                    let Ok(mut ready) = ready else { return None };
+                    self.initiations(tap.get_ref(), applier, out);
+                    ready.clear_ready();
+                }
+                asked = server.next() => {
+                    if asked.request == Request::Down {
+                        return Some((asked, server));
+                    }
+                    let answer = self.answer(&asked.request, applier, out).unwrap_or_else(control::failed);
+                    asked.reply(answer);
+                }
+                line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
+            }
+        }
+    }
+
+    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) {
+        let mut buffer = [0; 256];
+        // bounded, so that a flood leaves the loop to the others
+        for _ in 0..256 {
+            let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return };
+            self.initiation(payload, source, Instant::now(), applier, out);
+        }
+    }
+
+    fn answer(&mut self, request: &Request, applier: &mut Applier, out: &mut dyn Output) -> Result<Response, Failure> {
+        match request {
+            Request::Status => Ok(Response::Status(self.status(applier)?)),
+            Request::PeersList => Ok(Response::Peers { peers: self.status(applier)?.peers }),
+            Request::PeersPending => Ok(Response::Pending { pending: self.pending(Instant::now()) }),
+            Request::PeersAccept { id, name } => self.accept(id, name.as_deref(), Instant::now(), applier, out),
+            Request::Down => unreachable!("the event loop ends with it"),
+        }
+    }
+
+    fn status(&mut self, applier: &Applier) -> Result<Status, Failure> {
+        let state = self.wireguard.state(applier.interface())?;
+        let peers = state.peers.iter().map(|peer| {
+            let known = self.store.by_key(&crate::key::PublicKey(peer.public_key));
+            control::peer_status(
+                peer,
+                known.and_then(|k| k.name.clone()),
+                known.map(|k| k.tunnel_addresses.to_vec()).unwrap_or_default(),
+                known.map_or("added", |k| k.how.as_str()),
+            )
+        });
+        let peers = peers.collect();
+        Ok(Status {
+            interface: applier.interface().to_owned(),
+            mode: "exit".to_owned(),
+            backend: self.backend.clone(),
+            public_key: self.key.public(),
+            port: self.port,
+            endpoints: self.endpoints.clone(),
+            peers,
+        })
+    }
+
+    /// Where peers are now, so that a restart can call them instead of waiting for them.
+    fn remember_endpoints(&mut self) {
+        let Ok(state) = self.wireguard.state(&self.options.node.interface) else { return };
+        let now: Vec<(_, SocketAddr)> =
+            state.peers.iter().filter_map(|p| Some((crate::key::PublicKey(p.public_key), p.endpoint?))).collect();
+        for (key, endpoint) in now {
+            self.store.set_endpoint(&key, endpoint);
+        }
+        if let Err(failure) = state::save_peers(self.places, &self.store) {
+            tracing::warn!(%failure, "peers' endpoints are not remembered");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Letting peers in: initiations, the dialogue on the terminal, `peers accept`.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, IsTerminal as _};
+use std::net::SocketAddr;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::types::{Route, RouteKind};
+use peervpn_platform::{Host as _, OUR_PROTOCOL};
+use tokio::sync::mpsc;
+
+use super::Exit;
+use crate::error::Failure;
+use crate::join::address::{TunnelAddresses, peer_addresses};
+use crate::join::admission::{Decision, Pending};
+use crate::join::initiation::Verdict;
+use crate::join::peers::{How, Peer};
+use crate::key::PublicKey;
+use crate::node::apply::Applier;
+use crate::node::control::{self, PendingPeer, Response};
+use crate::node::event::{Event, Output};
+use crate::node::state;
+use crate::tunnel;
+
+/// `main`: where replies to peers are looked up like any other destination.
+const MAIN_TABLE: u32 = 254;
+
+/// The routes to a peer's tunnel addresses. They lie on our link and go with it.
+pub fn routes(interface: &str, addresses: &TunnelAddresses, ipv6: bool) -> Vec<Route> {
+    let route = |destination: IpNetwork| Route {
+        table: MAIN_TABLE,
+        destination,
+        kind: RouteKind::Unicast,
+        oif: Some(interface.to_owned()),
+        gateway: None,
+        metric: None,
+        protocol: OUR_PROTOCOL,
+        mtu: None,
+    };
+    addresses.allowed_ips().into_iter().filter(|prefix| prefix.is_ipv4() || ipv6).map(route).collect()
+}
+
+/// Newcomers asked about on the terminal, one at a time.
+pub struct Questions {
+    lines: mpsc::Receiver<String>,
+    /// The first one is being asked about.
+    newcomers: VecDeque<PublicKey>,
+}
+
+impl Questions {
+    /// If there is a terminal to ask on.
+    pub fn on_terminal() -> Option<Questions> {
+        if !std::io::stdin().is_terminal() {
+            return None;
+        }
+        let (sender, lines) = mpsc::channel(1);
+        // a blocking read can't be given up, so it gets a thread that ends with the process
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lock().lines() {
+                let Ok(line) = line else { return };
+                if sender.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Some(Questions { lines, newcomers: VecDeque::new() })
+    }
+}
+
+/// The next line typed while a question is open.
+pub async fn next_answer(questions: &mut Option<Questions>) -> String {
+    if let Some(questions) = questions
+        && let Some(line) = questions.lines.recv().await
+    {
+        return line;
+    }
+    std::future::pending().await
+}
+
+impl Exit<'_> {
+    /// Looks at one initiation that came for our port.
+    pub(super) fn initiation(
+        &mut self,
+        payload: &[u8],
+        source: SocketAddr,
+        now: Instant,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) {
+        let (admission, store) = (&self.admission, &self.store);
+        let settled = |key: &PublicKey| admission.settled(key, store, now);
+        let Verdict::Valid { key } = self.checker.check(payload, source, now, settled) else { return };
+        tracing::debug!(peer = %key.peer_id(), remote = %source, "valid initiation");
+        match self.admission.consider(&key, source, now, &self.store) {
+            Decision::Admit => {
+                if let Err(failure) = self.let_in(&key, Some(source), How::Any, None, applier, out) {
+                    out.event(&Event::Warning(format!("{} could not be let in: {}", key.peer_id(), failure.message)));
+                }
+            }
+            Decision::AskOperator { first: true } => {
+                let endpoint = source.to_string();
+                out.event(&Event::Pending { peer_id: key.peer_id(), public_key: key, endpoint });
+                if let Some(questions) = &mut self.questions {
+                    questions.newcomers.push_back(key);
+                    if questions.newcomers.len() == 1 {
+                        ask(&key, source, out);
+                    }
+                }
+            }
+            Decision::Collision { with } => out.event(&Event::Warning(format!(
+                "{} could not be let in: its tunnel address is that of {}. An invite carries an address of its own",
+                key.peer_id(),
+                with.peer_id()
+            ))),
+            Decision::AskOperator { first: false }
+            | Decision::Known
+            | Decision::Revoked
+            | Decision::Denied
+            | Decision::Full
+            | Decision::Closed => {}
+        }
+    }
+
+    /// A line typed on the terminal answers the open question.
+    pub(super) fn terminal_answer(&mut self, line: &str, applier: &mut Applier, out: &mut dyn Output) {
+        let Some(questions) = &mut self.questions else { return };
+        let Some(key) = questions.newcomers.front().copied() else { return };
+        let yes = match line.trim().to_ascii_lowercase().as_str() {
+            "y" | "yes" => true,
+            "n" | "no" => false,
+            _ => {
+                out.event(&Event::Question("please answer y or n: ".to_owned()));
+                return;
+            }
+        };
+        questions.newcomers.pop_front();
+        let now = Instant::now();
+        let id = key.peer_id();
+        if yes {
+            if let Err(failure) = self.accept(&id, None, now, applier, out) {
+                out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
+            }
+        } else {
+            self.admission.deny(&key, now);
+            out.event(&Event::Step(format!("{id} was not let in")));
+        }
+        self.ask_next(now, out);
+    }
+
+    /// Asks about the next newcomer who still waits.
+    fn ask_next(&mut self, now: Instant, out: &mut dyn Output) {
+        let Some(questions) = &mut self.questions else { return };
+        while let Some(key) = questions.newcomers.front() {
+            if let Some(pending) = self.admission.pending(now).find(|p| p.key == *key) {
+                ask(key, pending.source, out);
+                return;
+            }
+            questions.newcomers.pop_front();
+        }
+    }
+
+    /// Those who wait, oldest first.
+    pub(super) fn pending(&mut self, now: Instant) -> Vec<PendingPeer> {
+        let pending = |p: &Pending| PendingPeer {
+            peer_id: p.key.peer_id(),
+            public_key: p.key,
+            endpoint: p.source.to_string(),
+            since_s: now.saturating_duration_since(p.since).as_secs(),
+        };
+        self.admission.pending(now).map(pending).collect()
+    }
+
+    /// `peers accept`, or a yes on the terminal.
+    pub(super) fn accept(
+        &mut self,
+        id: &str,
+        name: Option<&str>,
+        now: Instant,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) -> Result<Response, Failure> {
+        let pending = self.admission.accept(id, now)?;
+        if let Err(failure) = self.let_in(&pending.key, Some(pending.source), How::Accepted, name, applier, out) {
+            self.admission.put_back(pending);
+            return Err(failure);
+        }
+        if let Some(questions) = &mut self.questions {
+            let asked = questions.newcomers.front() == Some(&pending.key);
+            questions.newcomers.retain(|key| *key != pending.key);
+            if asked {
+                self.ask_next(now, out);
+            }
+        }
+        let status = self.status(applier)?;
+        let peer = status.peers.into_iter().find(|p| p.public_key == pending.key);
+        peer.map(Response::Accepted).ok_or_else(|| {
+            Failure::new("the device lost the peer at once", "peervpn doctor tells what this system lacks")
+        })
+    }
+
+    /// Puts a peer into WireGuard, routes to it, remembers it. With endpoint and keepalive in one request on a device
+    /// that is up, our side initiates at once, through the NAT that the peer's own packet has opened.
+    fn let_in(
+        &mut self,
+        key: &PublicKey,
+        endpoint: Option<SocketAddr>,
+        how: How,
+        name: Option<&str>,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) -> Result<(), Failure> {
+        let tunnel_addresses = peer_addresses(&self.key.public(), key);
+        let added_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let peer = Peer { public_key: *key, name: name.map(str::to_owned), tunnel_addresses, how, added_at, endpoint };
+        self.store.add(peer)?;
+        let interface = applier.interface().to_owned();
+        let done = self
+            .wireguard
+            .configure(
+                &interface,
+                &tunnel::peers(vec![tunnel::peer(key, endpoint, tunnel_addresses.allowed_ips().to_vec())]),
+            )
+            .map_err(Failure::from)
+            .and_then(|()| Ok(applier.host.add_routes(&routes(&interface, &tunnel_addresses, applier.ipv6))?))
+            .and_then(|()| state::save_peers(self.places, &self.store));
+        if let Err(failure) = done {
+            // all or nothing: a peer that can't be kept is not let in
+            self.store.remove(key);
+            let _ = self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(key)]));
+            for route in routes(&interface, &tunnel_addresses, applier.ipv6) {
+                let _ = applier.host.delete_route(&route);
+            }
+            return Err(failure);
+        }
+        out.event(&Event::Joined {
+            peer_id: key.peer_id(),
+            public_key: *key,
+            tunnel_addresses: tunnel_addresses.to_vec(),
+            how: how.as_str(),
+        });
+        Ok(())
+    }
+}
+
+fn ask(key: &PublicKey, source: SocketAddr, out: &mut dyn Output) {
+    out.event(&Event::Question(format!(
+        "let {} in? It asks from {source}, its key is {key}. The other person's screen must show the same peer ID. [y/n] ",
+        key.peer_id()
+    )));
+}

@@ -1,0 +1,75 @@
+//! What a node keeps between runs, in the state directory (0700): the identity key and the peers file, both written
+//! whole, by rename, and synced. A file that does not read is never overwritten.
+
+use std::path::PathBuf;
+
+use peervpn_platform::os::files;
+use zeroize::Zeroizing;
+
+use super::apply::unwritable;
+use crate::config::Places;
+use crate::error::{Failure, chain};
+use crate::join::peers::PeerStore;
+use crate::key::PrivateKey;
+
+/// The key file: 44 characters of base64 and a newline.
+const MAX_KEY_FILE: usize = 64;
+/// 10,000 peers take about 4 MB.
+const MAX_PEERS_FILE: usize = 64 << 20;
+
+fn key_path(places: &Places) -> PathBuf {
+    places.state_dir.join("identity.key")
+}
+
+fn peers_path(places: &Places) -> PathBuf {
+    places.state_dir.join("peers.json")
+}
+
+/// The identity key, if there is one; never makes one.
+pub fn key(places: &Places) -> Result<Option<PrivateKey>, Failure> {
+    let path = key_path(places);
+    let damaged = |why: String| {
+        Failure::new(
+            format!("the key file {} is damaged: {why}", path.display()),
+            "restore it from a backup; or move it away to get a new identity (everyone then needs the new connect string)",
+        )
+        .host("unchanged")
+    };
+    let Some(bytes) = files::read_bounded(&path, MAX_KEY_FILE).map_err(unreadable)? else { return Ok(None) };
+    let text = Zeroizing::new(String::from_utf8(bytes).map_err(|_| damaged("it is not text".to_owned()))?);
+    text.trim_end_matches('\n').parse().map(Some).map_err(|error| damaged(chain(&error)))
+}
+
+/// The identity key, made on the first run.
+pub fn key_or_new(places: &Places) -> Result<PrivateKey, Failure> {
+    if let Some(key) = key(places)? {
+        return Ok(key);
+    }
+    let key = PrivateKey::generate();
+    let mut text = key.to_base64();
+    text.push('\n');
+    files::write_atomic(&key_path(places), text.as_bytes(), 0o600).map_err(unwritable)?;
+    Ok(key)
+}
+
+/// The peers file; empty if there is none.
+pub fn peers(places: &Places) -> Result<PeerStore, Failure> {
+    let path = peers_path(places);
+    match files::read_bounded(&path, MAX_PEERS_FILE).map_err(unreadable)? {
+        None => Ok(PeerStore::default()),
+        Some(bytes) => PeerStore::parse(&bytes).map_err(|error| {
+            let failure = Failure::from(error);
+            Failure { message: format!("the peers file {}: {}", path.display(), failure.message), ..failure }
+                .host("unchanged")
+        }),
+    }
+}
+
+/// Writes the peers file.
+pub fn save_peers(places: &Places, store: &PeerStore) -> Result<(), Failure> {
+    files::write_atomic(&peers_path(places), &store.serialize(), 0o600).map_err(unwritable)
+}
+
+fn unreadable(error: peervpn_platform::Error) -> Failure {
+    Failure::from(error).host("unchanged")
+}

@@ -1,0 +1,174 @@
+//! What `connect` routes into the tunnel: a table of its own, and two policy rules a family (the scheme of wg-quick(8)).
+//!
+//! ```text
+//! priority P      lookup main suppress_prefixlength 0      the LAN and every more specific route stay (not with --no-lan)
+//! priority P+1    not fwmark M/M lookup T                  all but WireGuard's own outer packets
+//! table T         ALLOWED dev peervpn0; throw EXCLUDED     `throw` goes on with the rules after ours, that is `main`
+//! ```
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::OUR_PROTOCOL;
+use peervpn_platform::types::{Family, Route, RouteKind, Rule};
+
+use crate::host::numbers::Numbers;
+
+/// `RTN_THROW`, rtnetlink(7): look on in the next rule.
+const THROW: RouteKind = RouteKind::Other(9);
+/// The kernel's `main` table, `RT_TABLE_MAIN`.
+const MAIN: u32 = 254;
+
+/// What shall go through the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// Tunnel interface.
+    pub interface: &'a str,
+    /// Free numbers.
+    pub numbers: Numbers,
+    /// Prefixes through the tunnel.
+    pub allowed: &'a [IpNetwork],
+    /// Prefixes that keep their way.
+    pub exclude: &'a [IpNetwork],
+    /// The exit's tunnel addresses; always through the tunnel.
+    pub exit: &'a [IpAddr],
+    /// The LAN, too, goes through the tunnel.
+    pub no_lan: bool,
+}
+
+/// Families that have anything to route: both with the default allowed IPs.
+pub fn families(wanted: &Wanted) -> Vec<Family> {
+    Family::BOTH.into_iter().filter(|f| wanted.allowed.iter().any(|p| Family::of(&p.network()) == *f)).collect()
+}
+
+/// The routes of our table. They lie on our link, or in a table that only our rules ask.
+pub fn routes(wanted: &Wanted) -> Vec<Route> {
+    let route = |destination: IpNetwork, kind: RouteKind| Route {
+        table: wanted.numbers.table,
+        destination,
+        kind,
+        oif: (kind == RouteKind::Unicast).then(|| wanted.interface.to_owned()),
+        gateway: None,
+        metric: None,
+        protocol: OUR_PROTOCOL,
+        mtu: None,
+    };
+    let mut routes: Vec<Route> = wanted.allowed.iter().map(|p| route(network(p), RouteKind::Unicast)).collect();
+    for address in wanted.exit {
+        routes.push(route(IpNetwork::from(*address), RouteKind::Unicast));
+    }
+    for prefix in wanted.exclude {
+        routes.push(route(network(prefix), THROW));
+    }
+    routes.sort_by_key(|r| (r.destination, r.kind != THROW));
+    // a prefix that is both allowed and excluded is excluded
+    routes.dedup_by_key(|r| r.destination);
+    routes
+}
+
+/// The policy rules, in the order to add them. The default route moves with the last one of a family.
+pub fn rules(wanted: &Wanted) -> Vec<Rule> {
+    let Numbers { fwmark, table, priority } = wanted.numbers;
+    let mut rules = Vec::new();
+    for family in families(wanted) {
+        let rule = Rule {
+            family,
+            priority,
+            fwmark: None,
+            invert: false,
+            table: MAIN,
+            suppress_prefixlen: Some(0),
+            protocol: OUR_PROTOCOL,
+        };
+        if !wanted.no_lan {
+            rules.push(rule.clone());
+        }
+        rules.push(Rule {
+            priority: priority + 1,
+            fwmark: Some((fwmark, fwmark)),
+            invert: true,
+            table,
+            suppress_prefixlen: None,
+            ..rule
+        });
+    }
+    rules
+}
+
+/// The prefix without host bits.
+fn network(prefix: &IpNetwork) -> IpNetwork {
+    IpNetwork::new(prefix.network(), prefix.prefix()).expect("a prefix length that was valid before")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(list: &[&str]) -> Vec<IpNetwork> {
+        list.iter().map(|p| p.parse().unwrap()).collect()
+    }
+
+    fn text(wanted: &Wanted) -> Vec<String> {
+        let routes =
+            routes(wanted).into_iter().map(|r| format!("{:?} {} {}", r.kind, r.destination, r.oif.unwrap_or_default()));
+        let rules = rules(wanted).into_iter().map(|r| {
+            let mark = r.fwmark.map_or(String::new(), |(m, mask)| {
+                format!("{}fwmark {m:#x}/{mask:#x} ", if r.invert { "not " } else { "" })
+            });
+            let suppress = r.suppress_prefixlen.map_or(String::new(), |n| format!(" suppress_prefixlength {n}"));
+            format!("{:?} {}: {mark}lookup {}{suppress}", r.family, r.priority, r.table)
+        });
+        routes.chain(rules).collect()
+    }
+
+    const NUMBERS: Numbers = Numbers { fwmark: 0x2000_0000, table: 51820, priority: 5300 };
+
+    #[test]
+    fn everything_but_the_lan() {
+        let allowed = nets(&["0.0.0.0/0", "::/0"]);
+        let exit = ["10.2.3.4".parse().unwrap()];
+        let wanted = Wanted {
+            interface: "peervpn0",
+            numbers: NUMBERS,
+            allowed: &allowed,
+            exclude: &[],
+            exit: &exit,
+            no_lan: false,
+        };
+        assert_eq!(
+            text(&wanted),
+            [
+                "Unicast 0.0.0.0/0 peervpn0",
+                "Unicast 10.2.3.4/32 peervpn0",
+                "Unicast ::/0 peervpn0",
+                "V4 5300: lookup 254 suppress_prefixlength 0",
+                "V4 5301: not fwmark 0x20000000/0x20000000 lookup 51820",
+                "V6 5300: lookup 254 suppress_prefixlength 0",
+                "V6 5301: not fwmark 0x20000000/0x20000000 lookup 51820",
+            ]
+        );
+    }
+
+    #[test]
+    fn split_tunnel_excludes_and_no_lan() {
+        let allowed = nets(&["203.0.113.7/24", "198.51.100.0/24"]);
+        let exclude = nets(&["203.0.113.128/25", "198.51.100.0/24"]);
+        let wanted = Wanted {
+            interface: "wg1",
+            numbers: NUMBERS,
+            allowed: &allowed,
+            exclude: &exclude,
+            exit: &[],
+            no_lan: true,
+        };
+        assert_eq!(
+            text(&wanted),
+            [
+                "Other(9) 198.51.100.0/24 ",
+                "Unicast 203.0.113.0/24 wg1",
+                "Other(9) 203.0.113.128/25 ",
+                "V4 5301: not fwmark 0x20000000/0x20000000 lookup 51820",
+            ]
+        );
+    }
+}
