@@ -1,1 +1,18 @@
-//! To come: typed `Unsupported`.
+//! Windows: UDP sockets, reading state files and the journal's log work; the network configuration, a WireGuard back
+//! end (WireGuardNT), packet taps and files for our eyes only (they need an access control list) are not there yet and
+//! say so with [`crate::Error::Unsupported`].
+
+#[path = "../absent.rs"]
+mod absent;
+pub mod files;
+pub mod udp;
+
+pub use absent::{
+    NetlinkHost, SystemHost, host, kernel_wireguard, packet, port_holder, process, tun_available, wireguard,
+};
+
+/// Whether this process may change the network configuration. Not asked here: what would need it says that it is
+/// unsupported, which is the cause that the person must hear.
+pub fn privileged() -> bool {
+    true
+}

@@ -1,0 +1,222 @@
+//! What a system without back ends of its own offers so far: the same types and functions, of which those that would
+//! touch the network answer [`Error::Unsupported`]. Types that nothing can make have no values, so what they would do
+//! needs no answer. macOS and Windows include this file; each back end that comes takes its place there.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::types::*;
+use crate::{Error, Host, Result, WireGuard, nft};
+
+const INSTEAD: &str = "use a Linux machine, or a Linux virtual machine on this one";
+
+fn unsupported<T>(what: &'static str) -> Result<T> {
+    Err(Error::Unsupported { what, instead: INSTEAD })
+}
+
+/// The network stack. Has no values: [`host`] never returns one.
+#[derive(Debug)]
+pub enum SystemHost {}
+
+/// The name it has on Linux.
+pub type NetlinkHost = SystemHost;
+
+/// Opens the network stack.
+pub fn host() -> Result<SystemHost> {
+    unsupported("changing the network configuration")
+}
+
+/// The WireGuard of a back end.
+pub fn wireguard(backend: &Backend) -> Result<Box<dyn WireGuard>> {
+    match backend {
+        Backend::Kernel => unsupported("the kernel back end"),
+        Backend::Userspace => unsupported("the userspace back end"),
+    }
+}
+
+/// Whether the system has WireGuard of its own that PeerVPN can drive.
+pub fn kernel_wireguard() -> Result<bool> {
+    Ok(false)
+}
+
+/// Whether PeerVPN can make a TUN device.
+pub fn tun_available() -> bool {
+    false
+}
+
+/// The process that holds a UDP port; nobody is asked here.
+pub fn port_holder(_port: u16) -> Option<PortHolder> {
+    None
+}
+
+impl Host for SystemHost {
+    fn links(&mut self) -> Result<Vec<Link>> {
+        match *self {}
+    }
+    fn link(&mut self, _name: &str) -> Result<Option<Link>> {
+        match *self {}
+    }
+    fn create_wireguard_link(&mut self, _name: &str) -> Result<()> {
+        match *self {}
+    }
+    fn delete_link(&mut self, _name: &str) -> Result<()> {
+        match *self {}
+    }
+    fn mark_link(&mut self, _name: &str) -> Result<()> {
+        match *self {}
+    }
+    fn bring_up(&mut self, _name: &str, _mtu: u32) -> Result<()> {
+        match *self {}
+    }
+    fn addresses(&mut self) -> Result<Vec<Address>> {
+        match *self {}
+    }
+    fn add_address(&mut self, _link: &str, _address: IpNetwork) -> Result<()> {
+        match *self {}
+    }
+    fn routes(&mut self) -> Result<Vec<Route>> {
+        match *self {}
+    }
+    fn add_route(&mut self, _route: &Route) -> Result<()> {
+        match *self {}
+    }
+    fn add_routes(&mut self, _routes: &[Route]) -> Result<()> {
+        match *self {}
+    }
+    fn delete_route(&mut self, _route: &Route) -> Result<()> {
+        match *self {}
+    }
+    fn rules(&mut self) -> Result<Vec<Rule>> {
+        match *self {}
+    }
+    fn add_rule(&mut self, _rule: &Rule) -> Result<()> {
+        match *self {}
+    }
+    fn delete_rule(&mut self, _rule: &Rule) -> Result<()> {
+        match *self {}
+    }
+    fn route_lookup(&mut self, _destination: IpAddr, _mark: u32) -> Result<Option<RouteLookup>> {
+        match *self {}
+    }
+    fn sysctl(&mut self, _key: &str) -> Result<Option<String>> {
+        match *self {}
+    }
+    fn set_sysctl(&mut self, _key: &str, _value: &str) -> Result<()> {
+        match *self {}
+    }
+    fn replace_table(&mut self, _table: &nft::Table) -> Result<()> {
+        match *self {}
+    }
+    fn table_shape(&mut self, _name: &str) -> Result<Option<Vec<(String, usize)>>> {
+        match *self {}
+    }
+    fn delete_table(&mut self, _name: &str) -> Result<()> {
+        match *self {}
+    }
+}
+
+/// Copies of incoming packets.
+pub mod packet {
+    use std::io;
+    use std::net::SocketAddr;
+
+    use super::unsupported;
+    use crate::Result;
+
+    /// For [`InitiationTap::recv`]: IPv4 header with options, UDP header, initiation.
+    pub const BUFFER_LEN: usize = 60 + 8 + 148;
+
+    /// A tap on WireGuard messages. Has no values: opening one never succeeds.
+    #[derive(Debug)]
+    pub enum InitiationTap {}
+
+    impl InitiationTap {
+        /// Copies handshake initiations for `port`.
+        pub fn open(_port: u16) -> Result<Self> {
+            unsupported("learning peers from their handshake initiations")
+        }
+
+        /// Copies the beginnings of WireGuard messages for `port`.
+        pub fn open_wakeup(_port: u16) -> Result<Self> {
+            unsupported("watching for WireGuard messages")
+        }
+
+        /// The next copy.
+        pub fn recv<'a>(&self, _buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
+            match *self {}
+        }
+
+        /// How many copies were lost.
+        pub fn dropped(&self) -> io::Result<u64> {
+            match *self {}
+        }
+    }
+}
+
+/// The userspace device's process. None is ever started here, so none runs.
+pub mod process {
+    use std::ffi::OsString;
+    use std::fs::File;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::unsupported;
+    use crate::Result;
+    use crate::types::ProcessId;
+
+    /// A started program that waits for our go. Never made: [`spawn_held`] never succeeds.
+    #[derive(Debug)]
+    pub struct HeldDevice {
+        /// The process, for the journal.
+        pub id: ProcessId,
+        never: std::convert::Infallible,
+    }
+
+    impl HeldDevice {
+        /// Lets the program go on.
+        pub fn release(self) -> Result<()> {
+            match self.never {}
+        }
+    }
+
+    /// Starts a program that waits for our go.
+    pub fn spawn_held(
+        _program: &Path,
+        _args: &[OsString],
+        _envs: &[(OsString, OsString)],
+        _log: Option<File>,
+    ) -> Result<HeldDevice> {
+        unsupported("the userspace back end")
+    }
+
+    /// The identity of a running process, for one that we started; there is none.
+    pub fn process_id(_pid: u32) -> Option<ProcessId> {
+        None
+    }
+
+    /// Whether exactly this process, which we started, still runs; there is none.
+    pub fn alive(_id: &ProcessId) -> bool {
+        false
+    }
+
+    /// Ends a process that we started. It may be one of another system's journal: then it is not ours to end.
+    pub fn terminate(_id: &ProcessId, _grace: Duration) -> Result<()> {
+        unsupported("ending a userspace device")
+    }
+
+    /// The process that listens on an interface's UAPI socket.
+    pub fn uapi_owner(_interface: &str) -> Option<ProcessId> {
+        None
+    }
+
+    /// Removes the UAPI socket that a dead device left behind.
+    pub fn remove_uapi_socket(_interface: &str) -> Result<bool> {
+        unsupported("the userspace back end")
+    }
+
+    /// Waits until an interface's userspace device answers.
+    pub fn wait_uapi(_interface: &str, _timeout: Duration) -> Result<()> {
+        unsupported("the userspace back end")
+    }
+}
