@@ -281,7 +281,7 @@ impl Host for NetlinkHost {
     }
 
     fn replace_table(&mut self, table: &Table) -> Result<()> {
-        nft::replace_table(&mut self.sock, table)
+        nft::replace_table(table)
     }
 
     fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>> {
@@ -289,6 +289,6 @@ impl Host for NetlinkHost {
     }
 
     fn delete_table(&mut self, name: &str) -> Result<()> {
-        nft::delete_table(&mut self.sock, name)
+        nft::delete_table(name)
     }
 }
