@@ -1,7 +1,145 @@
-//! The command line.
+//! The command line: parses, asks [`crate::node`] or a running node, renders. One file a command.
+//!
+//! stdout carries the answer, stderr the rest; with `--json` stdout carries one object a line. Exit status: 0 done,
+//! 1 expected failure, 2 usage, 3 the host could not be fully put back.
 
-/// Runs the program.
-pub fn main(args: impl Iterator<Item = std::ffi::OsString>) -> std::process::ExitCode {
-    let _ = args;
-    std::process::ExitCode::SUCCESS
+mod args;
+mod connect;
+mod down;
+mod exit;
+mod info;
+mod peers;
+mod prototype;
+mod recover;
+mod render;
+mod status;
+mod style;
+mod terminal;
+mod usage;
+mod userspace_device;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::config::Places;
+use crate::error::{Failure, Status};
+use crate::node::control::Response;
+use style::Style;
+
+/// A VPN between two people and no server: one runs `peervpn exit`, the other's traffic leaves through it.
+#[derive(Debug, Parser)]
+#[command(name = "peervpn", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "\
+Examples:
+  sudo peervpn exit                          share this machine's way to the internet
+  sudo peervpn connect PUBKEY@ENDPOINT       use it (`exit` prints this line)
+  sudo peervpn status                        how the running node stands
+  sudo peervpn down                          stop it and put this host back
+
+Exit status: 0 done, 1 expected failure, 2 wrong usage, 3 the host could not be fully put back.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: args::GlobalArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Let peers' traffic leave through this machine.
+    Exit(exit::ExitArgs),
+    /// Send this machine's traffic through an exit.
+    Connect(connect::ConnectArgs),
+    /// Show this machine's key, back ends and places.
+    Info(info::InfoArgs),
+    /// Show how the running node stands.
+    Status(status::StatusArgs),
+    /// Show and admit peers of the running node.
+    Peers(peers::PeersArgs),
+    /// Stop the running node and put this host back.
+    Down(down::DownArgs),
+    /// Put this host back after a crash.
+    Recover(recover::RecoverArgs),
+    /// The bundled userspace WireGuard device, in a process of its own.
+    #[command(name = crate::node::device::SUBCOMMAND, hide = true)]
+    UserspaceDevice(userspace_device::DeviceArgs),
+}
+
+/// What every command gets.
+struct Context {
+    /// Where things live.
+    places: Places,
+    /// `--config` or `PEERVPN_CONFIG`.
+    config: Option<PathBuf>,
+    /// `--json`.
+    json: bool,
+    /// Colour on stdout.
+    stdout: Style,
+    /// Colour on stderr.
+    stderr: Style,
+}
+
+/// Runs the program; the exit code is that of cli.md.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = prototype::translate(args.collect());
+    let Cli { command, global } = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage::report(&error, &args),
+    };
+    let context = global.context();
+    log_to_stderr(global.verbose, context.stderr);
+    let result = match command {
+        Command::Exit(args) => exit::run(args, &context),
+        Command::Connect(args) => connect::run(args, &context),
+        Command::Info(args) => info::run(&args, &context),
+        Command::Status(args) => status::run(&args, &context),
+        Command::Peers(args) => peers::run(args, &context),
+        Command::Down(args) => down::run(&args, &context),
+        Command::Recover(args) => recover::run(&args, &context),
+        Command::UserspaceDevice(args) => userspace_device::run(&args),
+    };
+    let status = match result {
+        Ok(()) => Status::Done,
+        Err(failure) => {
+            terminal::to_stderr(|err| render::failure(err, &failure, context.stderr));
+            failure.status
+        }
+    };
+    ExitCode::from(status as u8)
+}
+
+/// Logs to stderr: warnings, and with each `-v` more. Only our own crates: the trace of gotatun prints whole
+/// configurations, keys included.
+fn log_to_stderr(verbose: u8, style: Style) {
+    use tracing::level_filters::LevelFilter;
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let ours =
+        tracing_subscriber::filter::Targets::new().with_target("peervpn", level).with_target("peervpn_platform", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(style.colour);
+    let subscriber = tracing_subscriber::registry().with(lines).with(ours);
+    // fails only where a test in this process has set one already
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// What a command returns.
+type Outcome = Result<(), Failure>;
+
+/// An answer of the running node that is an error, or none of those that were expected.
+fn unexpected(answer: Response) -> Failure {
+    match answer {
+        Response::Failed { error, hint } => Failure { message: error, host: None, hint, status: Status::Failed },
+        other => Failure::new(
+            format!("the running node gave an answer to another question: {other:?}"),
+            "update the program that runs the node, or this one: they are of different versions",
+        ),
+    }
 }

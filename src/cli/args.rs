@@ -1,0 +1,110 @@
+//! Options that more than one command takes.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::Context;
+use super::style::Style;
+use crate::config::{BackendChoice, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places, Settings, value};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(super) struct GlobalArgs {
+    /// Read settings from this file [env: PEERVPN_CONFIG] [default: /etc/peervpn/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keep key, peers and journal here [env: PEERVPN_STATE_DIR] [default: /var/lib/peervpn]
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Keep control sockets here [env: PEERVPN_RUN_DIR] [default: /run/peervpn]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Print one JSON object a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to use colour; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value = "auto", hide_possible_values = false)]
+    color: Colour,
+    /// Say more about what is done; -vv and -vvv still more
+    #[arg(short, long, global = true, action = ArgAction::Count, alias = "debug")]
+    pub(super) verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+impl GlobalArgs {
+    /// Flags first, then the environment, then defaults. An empty variable says nothing.
+    pub(super) fn context(&self) -> Context {
+        let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
+        let place = |flag: &Option<PathBuf>, name| flag.clone().or_else(|| variable(name).map(PathBuf::from));
+        // https://no-color.org: present and not empty
+        let plain = variable("NO_COLOR").is_some() || variable("TERM").is_some_and(|term| term == "dumb");
+        let style = |terminal: bool| Style {
+            colour: match self.color {
+                Colour::Auto => terminal && !plain,
+                Colour::Always => true,
+                Colour::Never => false,
+            },
+        };
+        Context {
+            places: Places {
+                state_dir: place(&self.state_dir, "PEERVPN_STATE_DIR").unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+                run_dir: place(&self.run_dir, "PEERVPN_RUN_DIR").unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+            },
+            config: place(&self.config, "PEERVPN_CONFIG"),
+            json: self.json,
+            stdout: style(std::io::stdout().is_terminal()),
+            stderr: style(std::io::stderr().is_terminal()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tunnel")]
+pub(super) struct NodeArgs {
+    /// Name of the interface [default: peervpn0]
+    #[arg(long, value_name = "NAME", value_parser = value::interface)]
+    interface: Option<String>,
+    /// UDP port to listen on
+    #[arg(long, value_name = "N", value_parser = value::port)]
+    port: Option<u16>,
+    /// Who runs WireGuard: auto, kernel, userspace, userspace=PROGRAM [default: auto]
+    #[arg(long, value_name = "BACKEND", value_parser = value::backend)]
+    backend: Option<BackendChoice>,
+    /// Ask this STUN server for our reflexive address; may be repeated [default: public ones]
+    #[arg(long, value_name = "HOST:PORT", value_parser = value::host_port)]
+    stun_server: Vec<String>,
+    /// Ask no STUN server
+    #[arg(long, conflicts_with = "stun_server", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    no_stun: Option<bool>,
+    /// MTU of the tunnel in bytes [default: what the route to the endpoint leaves]
+    #[arg(long, value_name = "N", value_parser = value::mtu)]
+    mtu: Option<u32>,
+}
+
+impl NodeArgs {
+    /// What the flags say.
+    pub(super) fn settings(self) -> Settings {
+        Settings {
+            interface: self.interface,
+            port: self.port,
+            backend: self.backend,
+            stun_server: said(self.stun_server),
+            no_stun: self.no_stun,
+            mtu: self.mtu,
+            ..Settings::default()
+        }
+    }
+}
+
+/// A repeatable option that was not given says nothing.
+pub(super) fn said<T>(values: Vec<T>) -> Option<Vec<T>> {
+    (!values.is_empty()).then_some(values)
+}

@@ -1,0 +1,42 @@
+//! `peervpn down`.
+
+use clap::Args;
+
+use super::{Context, Outcome, render, terminal};
+use crate::config::value;
+use crate::error::{Failure, Status};
+use crate::node::control::{self, Request, Response};
+use crate::node::event::Event;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sudo peervpn down
+  sudo peervpn down --interface peervpn1             where several nodes run")]
+pub(super) struct DownArgs {
+    /// Interface of the node to stop [default: the one that runs]
+    #[arg(long, value_name = "NAME", value_parser = value::interface)]
+    interface: Option<String>,
+}
+
+/// Stops the node and says what is left on the host.
+pub(super) fn run(args: &DownArgs, context: &Context) -> Outcome {
+    match control::request(&context.places, args.interface.as_deref(), &Request::Down)? {
+        Response::Stopped { host, restored: true } => {
+            let event = Event::Stopped { host };
+            terminal::to_stdout(
+                |out| {
+                    if context.json { render::json(out, &event) } else { render::stopped(out, &event) }
+                },
+            );
+            Ok(())
+        }
+        Response::Stopped { host, restored: false } => Err(Failure {
+            message: "the node has stopped, but this host could not be fully put back".to_owned(),
+            host: Some(host),
+            hint: Some("sudo peervpn recover".to_owned()),
+            status: Status::NotRestored,
+        }),
+        other => Err(super::unexpected(other)),
+    }
+}

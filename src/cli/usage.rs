@@ -1,0 +1,110 @@
+//! Wrong usage: the parser's message, its tips as `hint:` lines like every other error's.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
+
+use super::{Cli, terminal};
+use crate::error::Status;
+
+/// Prints what the parser says of `args`: help and version on stdout, wrong usage on stderr with exit status 2.
+pub(super) fn report(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            terminal::to_stdout(|out| write!(out, "{text}"));
+            ExitCode::from(Status::Done as u8)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            terminal::to_stderr(|err| write!(err, "{text}"));
+            ExitCode::from(Status::Usage as u8)
+        }
+        _ => {
+            terminal::to_stderr(|err| write!(err, "{}", with_hints(&text, args)));
+            ExitCode::from(Status::Usage as u8)
+        }
+    }
+}
+
+/// The parser's message with its tips, or failing those the way to the help, as `hint:` lines at its end.
+fn with_hints(text: &str, args: &[OsString]) -> String {
+    let mut message = String::new();
+    let mut usage = String::new();
+    let mut hints = String::new();
+    for line in text.lines() {
+        if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
+            hints.push_str(&format!("hint: {tip}\n"));
+        } else if let Some(synopsis) = line.strip_prefix("Usage: ") {
+            usage = format!("usage: {synopsis}\n");
+        } else if !line.starts_with("For more information") && !line.trim().is_empty() {
+            message.push_str(&format!("{line}\n"));
+        }
+    }
+    if hints.is_empty() {
+        hints = format!("hint: {} --help\n", command_words(args));
+    }
+    message + &usage + &hints
+}
+
+/// The command that `args` begin with: `peervpn peers accept`.
+fn command_words(args: &[OsString]) -> String {
+    let mut words = vec!["peervpn".to_owned()];
+    let mut command = Cli::command();
+    for word in args.iter().skip(1) {
+        match command.find_subcommand(word).filter(|sub| !sub.is_hide_set()).cloned() {
+            Some(sub) => command = sub,
+            None => break,
+        }
+        words.push(word.to_string_lossy().into_owned());
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    fn refusal(line: &str) -> String {
+        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        with_hints(&Cli::try_parse_from(&args).unwrap_err().to_string(), &args)
+    }
+
+    #[test]
+    fn the_parser_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_tip_becomes_the_hint() {
+        let text = refusal("peervpn exit --acept any");
+        assert!(text.starts_with("error: unexpected argument '--acept' found\n"), "{text}");
+        assert!(text.ends_with("hint: a similar argument exists: '--accept'\n"), "{text}");
+    }
+
+    #[test]
+    fn without_a_tip_the_hint_is_the_help() {
+        let text = refusal("peervpn exit --port 0");
+        assert!(text.contains("a port is a number from 1 to 65535"), "{text}");
+        assert!(text.ends_with("hint: peervpn exit --help\n"), "{text}");
+        let text = refusal("peervpn connect");
+        assert!(text.contains("<PUBKEY@ENDPOINT>"), "{text}");
+        assert!(text.ends_with("hint: peervpn connect --help\n"), "{text}");
+    }
+
+    #[test]
+    fn every_help_ends_with_examples() {
+        let mut root = Cli::command();
+        root.build();
+        let mut waiting: Vec<clap::Command> = vec![root];
+        while let Some(mut command) = waiting.pop() {
+            waiting.extend(command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned());
+            let help = command.render_long_help().to_string();
+            let (_, tail) =
+                help.split_once("Examples:\n").unwrap_or_else(|| panic!("{}: no examples", command.get_name()));
+            assert!(tail.contains("peervpn") && !tail.contains("Options:"), "{help}");
+        }
+    }
+}
