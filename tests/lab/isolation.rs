@@ -1,0 +1,89 @@
+//! What a peer may not reach: the exit's LAN, the exit's services, other peers. Each with its counter-proof, so that a
+//! lab in which nothing can be reached does not pass.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::service::{Web, knock};
+use crate::topology::{Lab, Nat};
+use crate::{assert_leaves_through_exit, join, lab_tests, open_exit, texts};
+
+fn reachable(lab: &Lab, address: IpAddr) -> bool {
+    lab.peer().host.run(|| knock(address, Duration::from_millis(1500))).is_ok()
+}
+
+/// The exit's LAN gateway, its own LAN address, its tunnel addresses.
+fn inner_addresses(lab: &Lab, ready: &Value) -> Vec<IpAddr> {
+    let mut all = vec![IpAddr::from(lab.exit.lan_router()), lab.exit.host4.into()];
+    all.extend(lab.exit.host6.map(IpAddr::V6));
+    all.extend(texts(ready, "tunnel_addresses").iter().map(|a| a.parse::<IpAddr>().expect("an address")));
+    all
+}
+
+/// Web servers on everything at the exit's site that a peer might try.
+fn services(lab: &Lab) -> [Web; 2] {
+    let router = lab.exit.router.as_ref().expect("behind a router");
+    let any: [IpAddr; 1] = [Ipv4Addr::UNSPECIFIED.into()];
+    // :: alone takes v4 too, on Linux
+    let both: [IpAddr; 1] = [std::net::Ipv6Addr::UNSPECIFIED.into()];
+    [Web::start(router, any), Web::start(&lab.exit.host, both)]
+}
+
+lab_tests! {
+    fn peers_cannot_reach_the_exits_lan_or_services() {
+        // an open peer, whose own network is none of 192.168.1.0/24
+        let lab = Lab::new(Nat::FullCone, &[Nat::Open.into()]);
+        let _services = services(&lab);
+        let (mut exit, ready) = open_exit(&lab, &[]);
+        let (mut peer, _) = join(lab.peer(), &ready, &[]);
+        assert_leaves_through_exit(&lab, lab.peer());
+        for address in inner_addresses(&lab, &ready) {
+            lab.exit.host.run(|| knock(address, Duration::from_secs(2))).unwrap_or_else(|e| panic!("{address} is not served: {e}"));
+            assert!(!reachable(&lab, address), "a peer reached {address} at the exit's site");
+        }
+        peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
+    fn with_allow_lan_they_can() {
+        let lab = Lab::new(Nat::FullCone, &[Nat::Open.into()]);
+        let _services = services(&lab);
+        let (mut exit, ready) = open_exit(&lab, &["--allow-lan"]);
+        let (mut peer, _) = join(lab.peer(), &ready, &[]);
+        for address in inner_addresses(&lab, &ready) {
+            assert!(reachable(&lab, address), "a peer did not reach {address} at the exit's site");
+        }
+        peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
+    fn peers_cannot_reach_each_other() {
+        assert_eq!(peer_reaches_peer(&[]), [false; 2]);
+    }
+
+    fn with_allow_peers_they_can() {
+        assert_eq!(peer_reaches_peer(&["--allow-peers"]), [true; 2]);
+    }
+}
+
+/// Whether the first peer reaches the second one's tunnel addresses, v4 and v6.
+fn peer_reaches_peer(args: &[&str]) -> [bool; 2] {
+    let lab = Lab::new(Nat::Open, &[Nat::PortRestricted.into(), Nat::PortRestricted.into()]);
+    let (mut exit, ready) = open_exit(&lab, args);
+    let (mut first, _) = join(lab.peer(), &ready, &[]);
+    let (mut second, connected) = join(&lab.peers[1], &ready, &[]);
+    let _service = Web::start(&lab.peers[1].host, [IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED)]);
+    let addresses: Vec<IpAddr> =
+        texts(&connected, "tunnel_addresses").iter().map(|a| a.parse().expect("an address")).collect();
+    let result = [Ipv4Addr::UNSPECIFIED.into(), IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED)].map(|family: IpAddr| {
+        let address = addresses.iter().find(|a| a.is_ipv4() == family.is_ipv4()).expect("both families");
+        reachable(&lab, *address)
+    });
+    lab.peers.iter().for_each(|site| assert_leaves_through_exit(&lab, site));
+    first.stop(libc::SIGINT);
+    second.stop(libc::SIGINT);
+    exit.stop(libc::SIGINT);
+    result
+}
