@@ -114,7 +114,7 @@ fn ended(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let milliseconds = left.as_millis().min(i32::MAX as u128) as i32;
+        let milliseconds = left.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32;
         // SAFETY: `poll` is one valid pollfd for the length of the call.
         match unsafe { libc::poll(&mut poll, 1, milliseconds) } {
             0 => return Ok(false),
@@ -148,7 +148,8 @@ pub fn terminate(id: &ProcessId, grace: Duration) -> Result<()> {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id.pid, 0) };
         if fd < 0 {
             return match io::Error::last_os_error() {
-                e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                // EINVAL: the number lives on only as the session of its children, or as a thread
+                e if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => Ok(()),
                 e => Err(e),
             };
         }

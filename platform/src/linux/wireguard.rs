@@ -243,7 +243,7 @@ fn read_peer(peers: &mut Vec<PeerState>, attrs: wg::IterableWgpeer<'_>) {
             wg::Wgpeer::Endpoint(endpoint) => peer.endpoint = Some(endpoint),
             wg::Wgpeer::PersistentKeepaliveInterval(seconds) => peer.keepalive = seconds,
             wg::Wgpeer::LastHandshakeTime(time) => {
-                let since = Duration::new(time.sec as u64, time.nsec as u32);
+                let since = Duration::new(time.sec, time.nsec as u32);
                 peer.last_handshake = (!since.is_zero()).then_some(since);
             }
             wg::Wgpeer::RxBytes(bytes) => peer.rx_bytes = bytes,
