@@ -75,9 +75,8 @@ pub(super) fn progress(err: Out, event: &Event, style: Style) -> io::Result<()> 
     match event {
         Event::Step(what) => writeln!(err, "… {}", tame(what)),
         // the cursor stays behind it, for the answer
-        Event::Question(text) => write!(err, "{} {} ", style.yellow("?"), tame(text)),
+        Event::Question(text) => write!(err, "{} {}", style.yellow("?"), tame(text)),
         Event::Warning(what) => writeln!(err, "{} {}", style.yellow("warning:"), tame(what)),
-        Event::Question(question) => write!(err, "{} {}", style.yellow("?"), tame(question)),
         Event::Ready { .. } => writeln!(err, "Waiting for peers. Ctrl-C stops the exit and puts this host back."),
         Event::Connected { .. } => writeln!(err, "Ctrl-C disconnects and puts this host back."),
         Event::Pending { peer_id, public_key, endpoint } => writeln!(

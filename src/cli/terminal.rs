@@ -1,6 +1,6 @@
 //! stdout and stderr. A reader that went away ends the output, never the node.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use super::{Context, render};
 use crate::node::event::{Event, Output};
@@ -18,10 +18,6 @@ impl<'a> Terminal<'a> {
 }
 
 impl Output for Terminal<'_> {
-    fn interactive(&self) -> bool {
-        !self.context.json
-    }
-
     fn event(&mut self, event: &Event) {
         if self.context.json && !matches!(event, Event::Step(_) | Event::Warning(_) | Event::Question(_)) {
             to_stdout(|out| render::json(out, event));
@@ -29,6 +25,10 @@ impl Output for Terminal<'_> {
             to_stdout(|out| render::answer(out, event, self.context.stdout));
             to_stderr(|err| render::progress(err, event, self.context.stderr));
         }
+    }
+
+    fn interactive(&self) -> bool {
+        !self.context.json && io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 }
 
