@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
+use super::watch::watch;
 use super::{Ground, PROBES, StopSignals, block_on, port_in_use, stopped};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
@@ -119,8 +120,7 @@ async fn bring_up(
     let interface = ground.interface.clone();
     let port = wireguard.state(&interface)?.listen_port;
     let wakeup = InitiationTap::open_wakeup(port)?;
-    let wakeup = AsyncFd::new(wakeup)
-        .map_err(|e| Failure::new(format!("cannot watch our port: {e}"), "free some file descriptors"))?;
+    let wakeup = watch(wakeup)?;
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
     let mut said = false;

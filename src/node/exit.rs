@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::apply::Applier;
 use super::control::{self, Request, Response, Status};
 use super::event::{Event, Output};
+use super::watch::watch;
 use super::{Ground, PROBES, StopSignals, block_on, port_in_use, state, stopped, stun};
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
@@ -24,6 +25,7 @@ use crate::host::firewall::{ExitPolicy, Policy};
 use crate::host::{Change, sysctls};
 use crate::join::address::{TunnelAddresses, exit_addresses};
 use crate::join::admission::Admission;
+use crate::join::connect::Endpoint;
 use crate::join::initiation::Checker;
 use crate::join::peers::PeerStore;
 use crate::key::PrivateKey;
@@ -109,7 +111,13 @@ async fn bring_up<'a>(
     let mut config = tunnel::device(&ground.key, port, 0);
     config.peers = store
         .peers()
-        .map(|peer| tunnel::peer(&peer.public_key, peer.endpoint, peer.tunnel_addresses.allowed_ips().to_vec()))
+        .map(|peer| {
+            tunnel::peer(
+                &peer.public_key,
+                peer.endpoint.as_ref().and_then(Endpoint::socket_addr),
+                peer.tunnel_addresses.allowed_ips().to_vec(),
+            )
+        })
         .collect();
 
     let tap = InitiationTap::open(port)?;
@@ -139,8 +147,7 @@ async fn bring_up<'a>(
     ground.applier.host.add_routes(&routes)?;
     ground.applier.verify()?;
 
-    let tap = AsyncFd::new(tap)
-        .map_err(|error| Failure::new(format!("cannot watch our port: {error}"), "free some file descriptors"))?;
+    let tap = watch(tap)?;
     let server = control::Server::bind(places, &interface)?;
     let public_key = ground.key.public();
     let connect = format!("{public_key}@{}", endpoints.join(","));
@@ -158,11 +165,18 @@ async fn bring_up<'a>(
     if options.accept == Accept::Any {
         out.event(&Event::Warning("anyone who has the connect string can use this exit (--accept any)".to_owned()));
     }
+    let mut admission = Admission::new(options.accept, public_key);
+    for peer in store.peers() {
+        admission.know(peer.public_key, peer.tunnel_addresses);
+    }
+    for revoked in store.revoked() {
+        admission.revoke(revoked.public_key);
+    }
     let exit = Exit {
         options,
         places,
         checker: Checker::new(&ground.key),
-        admission: Admission::new(options.accept, &ground.key.public()),
+        admission: admission,
         questions: (options.accept == Accept::Ask && out.interactive()).then(admit::Questions::on_terminal).flatten(),
         key: ground.key.clone(),
         backend: ground.backend.to_string(),
@@ -251,7 +265,7 @@ impl Exit<'_> {
     fn status(&mut self, applier: &Applier) -> Result<Status, Failure> {
         let state = self.wireguard.state(applier.interface())?;
         let peers = state.peers.iter().map(|peer| {
-            let known = self.store.by_key(&crate::key::PublicKey(peer.public_key));
+            let known = self.store.get(&crate::key::PublicKey(peer.public_key));
             control::peer_status(
                 peer,
                 known.and_then(|k| k.name.clone()),
@@ -277,7 +291,7 @@ impl Exit<'_> {
         let now: Vec<(_, SocketAddr)> =
             state.peers.iter().filter_map(|p| Some((crate::key::PublicKey(p.public_key), p.endpoint?))).collect();
         for (key, endpoint) in now {
-            self.store.set_endpoint(&key, endpoint);
+            self.store.set_endpoint(&key, endpoint.into());
         }
         if let Err(failure) = state::save_peers(self.places, &self.store) {
             tracing::warn!(%failure, "peers' endpoints are not remembered");

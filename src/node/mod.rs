@@ -15,12 +15,13 @@ pub mod info;
 pub mod recover;
 pub mod state;
 pub mod stun;
+mod watch;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use peervpn_platform::os::{self, NetlinkHost, process};
+use peervpn_platform::os::{self, process};
 use peervpn_platform::types::{Backend, DeviceConfig};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard};
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -9,13 +9,11 @@ use zeroize::Zeroizing;
 use super::apply::unwritable;
 use crate::config::Places;
 use crate::error::{Failure, chain};
-use crate::join::peers::PeerStore;
+use crate::join::peers::{self, PeerStore};
 use crate::key::PrivateKey;
 
 /// The key file: 44 characters of base64 and a newline.
 const MAX_KEY_FILE: usize = 64;
-/// 10,000 peers take about 4 MB.
-const MAX_PEERS_FILE: usize = 64 << 20;
 
 fn key_path(places: &Places) -> PathBuf {
     places.state_dir.join("identity.key")
@@ -55,7 +53,7 @@ pub fn key_or_new(places: &Places) -> Result<PrivateKey, Failure> {
 /// The peers file; empty if there is none.
 pub fn peers(places: &Places) -> Result<PeerStore, Failure> {
     let path = peers_path(places);
-    match files::read_bounded(&path, MAX_PEERS_FILE).map_err(unreadable)? {
+    match files::read_bounded(&path, peers::MAX_FILE).map_err(unreadable)? {
         None => Ok(PeerStore::default()),
         Some(bytes) => PeerStore::parse(&bytes).map_err(|error| {
             let failure = Failure::from(error);
@@ -67,7 +65,7 @@ pub fn peers(places: &Places) -> Result<PeerStore, Failure> {
 
 /// Writes the peers file.
 pub fn save_peers(places: &Places, store: &PeerStore) -> Result<(), Failure> {
-    files::write_atomic(&peers_path(places), &store.serialize(), 0o600).map_err(unwritable)
+    files::write_atomic(&peers_path(places), store.to_json().as_bytes(), 0o600).map_err(unwritable)
 }
 
 fn unreadable(error: peervpn_platform::Error) -> Failure {

@@ -12,13 +12,14 @@ use tokio::sync::mpsc;
 
 use super::Exit;
 use crate::error::Failure;
-use crate::join::address::{TunnelAddresses, peer_addresses};
+use crate::join::address::TunnelAddresses;
 use crate::join::admission::{Decision, Pending};
+use crate::join::connect::Endpoint;
 use crate::join::initiation::Verdict;
-use crate::join::peers::{How, Peer};
+use crate::join::peers::{How, Peer, check_name};
 use crate::key::PublicKey;
 use crate::node::apply::Applier;
-use crate::node::control::{self, PendingPeer, Response};
+use crate::node::control::{PendingPeer, Response};
 use crate::node::event::{Event, Output};
 use crate::node::state;
 use crate::tunnel;
@@ -88,13 +89,14 @@ impl Exit<'_> {
         applier: &mut Applier,
         out: &mut dyn Output,
     ) {
-        let (admission, store) = (&self.admission, &self.store);
-        let settled = |key: &PublicKey| admission.settled(key, store, now);
-        let Verdict::Valid { key } = self.checker.check(payload, source, now, settled) else { return };
-        tracing::debug!(peer = %key.peer_id(), remote = %source, "valid initiation");
-        match self.admission.consider(&key, source, now, &self.store) {
-            Decision::Admit => {
-                if let Err(failure) = self.let_in(&key, Some(source), How::Any, None, applier, out) {
+        let settled = |key: &PublicKey| self.admission.is_settled(key);
+        let key = match self.checker.check(payload, source, now, settled) {
+            Verdict::Valid { key } | Verdict::Settled { key } => key,
+            Verdict::Drop(_) => return,
+        };
+        match self.admission.consider(key, source, now) {
+            Decision::Admit(addresses) => {
+                if let Err(failure) = self.let_in(&key, addresses, Some(source), How::Any, None, applier, out) {
                     out.event(&Event::Warning(format!("{} could not be let in: {}", key.peer_id(), failure.message)));
                 }
             }
@@ -108,12 +110,13 @@ impl Exit<'_> {
                     }
                 }
             }
-            Decision::Collision { with } => out.event(&Event::Warning(format!(
-                "{} could not be let in: its tunnel address is that of {}. An invite carries an address of its own",
+            Decision::Collision { with, first: true } => out.event(&Event::Warning(format!(
+                "{} could not be let in: its tunnel address is that of {}. A new key for it makes a new address",
                 key.peer_id(),
                 with.peer_id()
             ))),
             Decision::AskOperator { first: false }
+            | Decision::Collision { first: false, .. }
             | Decision::Known
             | Decision::Revoked
             | Decision::Denied
@@ -142,8 +145,11 @@ impl Exit<'_> {
                 out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
             }
         } else {
-            self.admission.deny(&key, now);
-            out.event(&Event::Step(format!("{id} was not let in")));
+            let said = match self.admission.deny(&id, now) {
+                Ok(_) => format!("{id} was not let in"),
+                Err(error) => error.to_string(),
+            };
+            out.event(&Event::Step(said));
         }
         self.ask_next(now, out);
     }
@@ -151,8 +157,9 @@ impl Exit<'_> {
     /// Asks about the next newcomer who still waits.
     fn ask_next(&mut self, now: Instant, out: &mut dyn Output) {
         let Some(questions) = &mut self.questions else { return };
+        let waiting = self.admission.pending(now);
         while let Some(key) = questions.newcomers.front() {
-            if let Some(pending) = self.admission.pending(now).find(|p| p.key == *key) {
+            if let Some(pending) = waiting.iter().find(|p| p.key == *key) {
                 ask(key, pending.source, out);
                 return;
             }
@@ -166,9 +173,9 @@ impl Exit<'_> {
             peer_id: p.key.peer_id(),
             public_key: p.key,
             endpoint: p.source.to_string(),
-            since_s: now.saturating_duration_since(p.since).as_secs(),
+            since_s: now.saturating_duration_since(p.first_seen).as_secs(),
         };
-        self.admission.pending(now).map(pending).collect()
+        self.admission.pending(now).iter().map(pending).collect()
     }
 
     /// `peers accept`, or a yes on the terminal.
@@ -180,11 +187,12 @@ impl Exit<'_> {
         applier: &mut Applier,
         out: &mut dyn Output,
     ) -> Result<Response, Failure> {
-        let pending = self.admission.accept(id, now)?;
-        if let Err(failure) = self.let_in(&pending.key, Some(pending.source), How::Accepted, name, applier, out) {
-            self.admission.put_back(pending);
-            return Err(failure);
+        if let Some(name) = name {
+            check_name(name)?;
         }
+        // if it can't be let in now, its next initiation puts it back on the list
+        let pending = self.admission.accept(id, now)?;
+        self.let_in(&pending.key, pending.addresses, Some(pending.source), How::Accepted, name, applier, out)?;
         if let Some(questions) = &mut self.questions {
             let asked = questions.newcomers.front() == Some(&pending.key);
             questions.newcomers.retain(|key| *key != pending.key);
@@ -201,18 +209,26 @@ impl Exit<'_> {
 
     /// Puts a peer into WireGuard, routes to it, remembers it. With endpoint and keepalive in one request on a device
     /// that is up, our side initiates at once, through the NAT that the peer's own packet has opened.
+    #[expect(clippy::too_many_arguments, reason = "who, where, how, and the two things every event handler has")]
     fn let_in(
         &mut self,
         key: &PublicKey,
+        tunnel_addresses: TunnelAddresses,
         endpoint: Option<SocketAddr>,
         how: How,
         name: Option<&str>,
         applier: &mut Applier,
         out: &mut dyn Output,
     ) -> Result<(), Failure> {
-        let tunnel_addresses = peer_addresses(&self.key.public(), key);
         let added_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let peer = Peer { public_key: *key, name: name.map(str::to_owned), tunnel_addresses, how, added_at, endpoint };
+        let peer = Peer {
+            public_key: *key,
+            name: name.map(str::to_owned),
+            tunnel_addresses,
+            how,
+            added_at,
+            endpoint: endpoint.map(Endpoint::from),
+        };
         self.store.add(peer)?;
         let interface = applier.interface().to_owned();
         let done = self
@@ -233,6 +249,7 @@ impl Exit<'_> {
             }
             return Err(failure);
         }
+        self.admission.know(*key, tunnel_addresses);
         out.event(&Event::Joined {
             peer_id: key.peer_id(),
             public_key: *key,
