@@ -2,10 +2,12 @@
 //! Pure: bytes and `now` come in, decisions come out.
 //!
 //! An initiation's way through an exit: the packet socket copies it → [`initiation::Checker`] proves that its sender
-//! holds the private key → `admission::Admission` decides → `peers::PeerStore` remembers. A peer's way in: it reads
+//! holds the private key → [`admission::Admission`] decides → [`peers::PeerStore`] remembers. A peer's way in: it reads
 //! a [`connect::ConnectString`] and computes both sides' [`address::TunnelAddresses`].
 
 pub mod address;
+pub mod admission;
 mod bucket;
 pub mod connect;
 pub mod initiation;
+pub mod peers;
