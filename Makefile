@@ -8,7 +8,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# builds as you, runs as root
+# cargo builds as you and runs the tests as root; scripts that call cargo find yours
+ROOT_ENV := $(if $(SUDO),sudo -E env "PATH=$$PATH" "HOME=$$HOME")
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(all())".runner="sudo -E"')
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/peervpn
 
@@ -35,14 +36,14 @@ connect: release ## leave through an exit (TARGET=PUBKEY@ENDPOINT, ARGS="…")
 demo: tools ## a small internet on this machine, and a request that leaves through an exit
 	$(SUDO) tests/install-deps.sh
 	$(CARGO) build --locked
-	$(SUDO) env "PATH=$$PATH" tests/demo.sh
+	$(ROOT_ENV) tests/demo.sh
 
 .PHONY: test
 test: tools ## everything: unit, layers, licences, commands, the lab on both back ends
 	$(SUDO) tests/install-deps.sh
 	$(CARGO) build --locked --workspace --all-targets
 	$(CARGO) $(AS_ROOT) test --locked --workspace --no-fail-fast
-	$(SUDO) env "PATH=$$PATH" tests/vm/lab
+	$(ROOT_ENV) tests/vm/lab
 
 .PHONY: check
 check: tools ## format, lints, layers, licences

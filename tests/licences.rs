@@ -229,6 +229,48 @@ fn the_policy_carries_nothing_stale() {
 }
 
 #[test]
+fn the_readme_lists_every_direct_dependency() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("README.md");
+    let (_, section) = readme.split_once("### Dependencies").expect("README.md: ### Dependencies");
+    let (table, _) = section.split_once("\n\nNot used").expect("README.md: the table's end");
+    let rows: Vec<(&str, &str)> = table
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            Some((cells.next()?.strip_prefix('`')?.strip_suffix('`')?, cells.next()?))
+        })
+        .collect();
+    let mut direct = HashSet::new();
+    for manifest in ["Cargo.toml", "platform/Cargo.toml"] {
+        let text = std::fs::read_to_string(root.join(manifest)).expect(manifest);
+        let file: toml::Table = text.parse().expect(manifest);
+        let mut tables: Vec<&toml::Table> = vec![&file];
+        tables.extend(
+            file.get("target").and_then(Toml::as_table).into_iter().flat_map(|t| t.values()).filter_map(Toml::as_table),
+        );
+        for table in tables {
+            for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+                direct.extend(table.get(kind).and_then(Toml::as_table).into_iter().flat_map(|t| t.keys().cloned()));
+            }
+        }
+    }
+    direct.remove("peervpn-platform");
+    direct.remove("peervpn");
+    let listed: HashSet<String> = rows.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let missing: Vec<_> = direct.difference(&listed).collect();
+    let stale: Vec<_> = listed.difference(&direct).collect();
+    assert!(missing.is_empty() && stale.is_empty(), "README.md lacks {missing:?} and has {stale:?} too many");
+    let packages = packages(&policy().targets);
+    for (name, licence) in rows {
+        // tests-only crates are not among the packages
+        let known: Vec<_> = packages.iter().filter(|p| p.name == name).filter_map(|p| p.licence.as_deref()).collect();
+        let same = known.is_empty() || known.iter().any(|l| l.replace('/', " OR ") == licence);
+        assert!(same, "README.md: {name} is under {known:?}, not {licence}");
+    }
+}
+
+#[test]
 fn faults_are_seen() {
     let policy = policy();
     let package = |name: &str, version: &str, licence: Option<&str>| Package {

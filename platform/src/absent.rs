@@ -50,6 +50,11 @@ pub fn port_holder(_port: u16) -> Option<PortHolder> {
     None
 }
 
+/// The TCP ports that the system listens on; nobody is asked here.
+pub fn listening_ports() -> Vec<u16> {
+    Vec::new()
+}
+
 impl Host for SystemHost {
     fn links(&mut self) -> Result<Vec<Link>> {
         match *self {}
@@ -218,5 +223,21 @@ pub mod process {
     /// Waits until an interface's userspace device answers.
     pub fn wait_uapi(_interface: &str, _timeout: Duration) -> Result<()> {
         unsupported("the userspace back end")
+    }
+}
+
+/// The started program's side of [`process::spawn_held`].
+pub mod launch {
+    use std::io::{self, Read as _};
+    use std::path::Path;
+
+    /// Waits for the starter's go, one byte on standard input; `false` if it died before.
+    pub fn wait_release() -> bool {
+        io::stdin().read(&mut [0]).is_ok_and(|n| n == 1)
+    }
+
+    /// Becomes another program; not here.
+    pub fn exec(_program: &Path, _args: &[&str], _envs: &[(&str, &str)]) -> io::Error {
+        io::ErrorKind::Unsupported.into()
     }
 }
