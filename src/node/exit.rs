@@ -70,7 +70,6 @@ struct Exit<'a> {
     backend: String,
     port: u16,
     endpoints: Vec<String>,
-    addresses: TunnelAddresses,
     wireguard: Box<dyn WireGuard>,
     checker: Checker,
     admission: Admission,
@@ -128,7 +127,8 @@ async fn bring_up<'a>(
         .map_err(|failure| if failure.message.contains("in use") { port_in_use(port) } else { failure })?;
 
     let links: Vec<String> = ground.applier.host.links()?.into_iter().map(|link| link.name).collect();
-    let uplink_names: Vec<String> = uplinks.iter().map(|(_, way)| way.interface.clone()).collect();
+    let mut uplink_names: Vec<String> = uplinks.iter().map(|(_, way)| way.interface.clone()).collect();
+    uplink_names.dedup();
     let policy = ExitPolicy {
         interface: &interface,
         v4: Some(addresses.v4),
@@ -182,7 +182,7 @@ async fn bring_up<'a>(
         backend: ground.backend.to_string(),
         port,
         endpoints,
-        addresses,
+
         wireguard,
         store,
     };
