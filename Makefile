@@ -42,7 +42,7 @@ demo: tools ## a small internet on this machine, and a request that leaves throu
 test: tools ## everything: unit, layers, licences, commands, the lab on both back ends
 	$(SUDO) tests/install-deps.sh
 	$(CARGO) build --locked --workspace --all-targets
-	$(CARGO) $(AS_ROOT) test --locked --workspace --no-fail-fast
+	PEERVPN_TEST_BACKEND=userspace $(CARGO) $(AS_ROOT) test --locked --workspace --no-fail-fast
 	$(ROOT_ENV) tests/vm/lab
 
 .PHONY: check
