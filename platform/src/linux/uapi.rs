@@ -222,6 +222,11 @@ fn parse(operation: &str, answer: &[u8]) -> Result<DeviceState> {
 }
 
 /// Userspace WireGuard devices of this machine.
+///
+/// What the bundled device (gotatun 0.10) does differently from wireguard-go, seen in its source and in tests: another
+/// listen port or fwmark on a device that has one already makes it bind anew, which now and then is refused with
+/// `EINVAL` or ends its process, so give key, port and fwmark together, once, and start another device to change them;
+/// any change to a peer that is there starts that peer's session anew; a peer before the private key panics it.
 #[derive(Debug, Default)]
 pub struct UapiWireGuard {}
 
