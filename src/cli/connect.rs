@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use super::args::{NodeArgs, said};
 use super::terminal::Terminal;
 use super::{Context, Outcome};
-use crate::config::{ConfigFile, Settings, value};
+use crate::config::{Settings, value};
 use crate::nat::servers;
 use crate::node;
 
@@ -61,7 +61,7 @@ impl ConnectArgs {
 
 /// Runs until it is stopped.
 pub(super) fn run(args: ConnectArgs, context: &Context) -> Outcome {
-    let file = ConfigFile::read(context.config.as_deref())?;
+    let file = context.config_file()?;
     let (flags, target) = args.settings();
     let options = flags.over(file.for_connect()).connect(target, servers::DEFAULT);
     node::connect::run(&options, &context.places, &mut Terminal::new(context))

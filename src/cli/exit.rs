@@ -5,7 +5,7 @@ use clap::Args;
 use super::args::{NodeArgs, said};
 use super::terminal::Terminal;
 use super::{Context, Outcome};
-use crate::config::{Accept, ConfigFile, Settings, value};
+use crate::config::{Accept, Settings, value};
 use crate::nat::servers;
 use crate::node;
 
@@ -49,7 +49,7 @@ impl ExitArgs {
 
 /// Runs until it is stopped.
 pub(super) fn run(args: ExitArgs, context: &Context) -> Outcome {
-    let file = ConfigFile::read(context.config.as_deref())?;
+    let file = context.config_file()?;
     let options = args.settings().over(file.for_exit()).exit(servers::DEFAULT);
     node::exit::run(&options, &context.places, &mut Terminal::new(context))
 }

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use crate::config::Places;
+use crate::config::{ConfigFile, Places};
 use crate::error::{Failure, Status};
 use crate::node::control::Response;
 use style::Style;
@@ -81,6 +81,13 @@ struct Context {
     stdout: Style,
     /// Colour on stderr.
     stderr: Style,
+}
+
+impl Context {
+    /// The settings of the configuration file, for a command that changes the host.
+    fn config_file(&self) -> Result<ConfigFile, Failure> {
+        ConfigFile::read(self.config.as_deref()).map_err(|error| Failure::from(error).host("unchanged"))
+    }
 }
 
 /// Runs the program; the exit code is that of cli.md.
