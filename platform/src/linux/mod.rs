@@ -1,6 +1,7 @@
 //! Linux: netlink for links, addresses, routes, rules, WireGuard and nftables; procfs for sysctls and port holders;
 //! raw and packet sockets. No other program is started here except the userspace WireGuard device.
 
+mod bpf;
 mod caps;
 pub mod files;
 mod host;
@@ -8,6 +9,7 @@ pub mod launch;
 mod nft;
 pub mod packet;
 pub mod process;
+pub mod raw;
 mod route;
 mod sysctl;
 mod uapi;

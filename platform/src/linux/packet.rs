@@ -12,11 +12,12 @@ use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
+use super::bpf::{Program, epoll};
 use crate::types::Family;
 use crate::{Error, Result};
 
@@ -156,24 +157,6 @@ fn open_socket(family: Family, filter: &[SockFilter]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn epoll(sockets: &[&Socket]) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
-    for socket in sockets {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        // SAFETY: both descriptors are open and `event` lives through the call.
-        if unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(epoll)
-}
-
 fn recv_from(socket: &Socket, family: Family, buf: &mut [u8]) -> io::Result<Option<(SocketAddr, Range<usize>)>> {
     loop {
         // SAFETY: all zeros is a valid sockaddr_ll.
@@ -279,64 +262,4 @@ fn filter(family: Family, port: u16, wanted: &Wanted) -> Vec<SockFilter> {
     program.load_behind_x(BPF_W, UDP_HEADER as u32);
     program.require(wanted.types);
     program.finish(UDP_HEADER as u32 + wanted.snap)
-}
-
-/// A filter under construction; instructions of `linux/bpf_common.h`.
-#[derive(Default)]
-struct Program {
-    code: Vec<libc::sock_filter>,
-    /// Jumps that leave the packet out: the instruction, and whether it does so where its condition is false.
-    rejects: Vec<(usize, bool)>,
-}
-
-impl Program {
-    fn push(&mut self, code: u32, k: u32) {
-        self.jump(code, k, 0);
-    }
-
-    fn jump(&mut self, code: u32, k: u32, skip_if_true: u8) {
-        self.code.push(libc::sock_filter { code: code as u16, jt: skip_if_true, jf: 0, k });
-    }
-
-    /// A := what stands at `at`.
-    fn load(&mut self, size: u32, at: u32) {
-        self.push(libc::BPF_LD | size | libc::BPF_ABS, at);
-    }
-
-    /// A := what stands at X + `at`.
-    fn load_behind_x(&mut self, size: u32, at: u32) {
-        self.push(libc::BPF_LD | size | libc::BPF_IND, at);
-    }
-
-    /// Leaves the packet out unless A is one of `values`.
-    fn require(&mut self, values: &[u32]) {
-        for (index, value) in values.iter().enumerate() {
-            let left = values.len() - 1 - index;
-            if left == 0 {
-                self.rejects.push((self.code.len(), true));
-            }
-            self.jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *value, left as u8);
-        }
-    }
-
-    /// Leaves the packet out if A has one of these bits.
-    fn refuse_bits(&mut self, bits: u32) {
-        self.rejects.push((self.code.len(), false));
-        self.push(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bits);
-    }
-
-    /// Ends with: copy X + `behind_x` bytes. Only now is it known where to leave the packet out.
-    fn finish(mut self, behind_x: u32) -> Vec<SockFilter> {
-        self.push(libc::BPF_MISC | libc::BPF_TXA, 0);
-        self.push(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, behind_x);
-        self.push(libc::BPF_RET | libc::BPF_A, 0);
-        let reject = self.code.len();
-        self.push(libc::BPF_RET | libc::BPF_K, 0);
-        for (index, if_false) in self.rejects {
-            let distance = u8::try_from(reject - index - 1).expect("a short program");
-            let instruction = &mut self.code[index];
-            *(if if_false { &mut instruction.jf } else { &mut instruction.jt }) = distance;
-        }
-        self.code.iter().map(|i| SockFilter::new(i.code, i.jt, i.jf, i.k)).collect()
-    }
 }
