@@ -52,6 +52,15 @@ check: tools ## format, lints, layers, licences
 	$(CARGO) test --locked --quiet --test layering --test licences
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; fi
 
+FUZZ ?= $(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: tools ## fuzz the parsers (FUZZ=TARGET, FUZZ_SECONDS=60 each; nightly and cargo-fuzz)
+	@$(CARGO) +nightly fuzz --version >/dev/null || { echo 'make: rustup toolchain install nightly; cargo install cargo-fuzz' >&2; exit 1; }
+	set -e; for target in $(FUZZ); do \
+		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS); done
+
 .PHONY: build
 build: tools ## debug build
 	$(CARGO) build --locked --workspace

@@ -159,6 +159,39 @@ pub mod packet {
     }
 }
 
+/// STUN from a port that WireGuard owns.
+pub mod raw {
+    use std::io;
+    use std::net::{IpAddr, SocketAddr};
+
+    use super::unsupported;
+    use crate::Result;
+
+    /// For [`RawStun::recv`]: no copied packet is longer.
+    pub const BUFFER_LEN: usize = 2048;
+
+    /// A way to send and receive STUN by WireGuard's port. Has no values: opening one never succeeds.
+    #[derive(Debug)]
+    pub enum RawStun {}
+
+    impl RawStun {
+        /// Opens it for `port`.
+        pub fn open(_port: u16, _fwmark: u32) -> Result<Self> {
+            unsupported("STUN from the port that WireGuard owns")
+        }
+
+        /// Sends a message.
+        pub fn send(&self, _source: IpAddr, _to: SocketAddr, _message: &[u8]) -> io::Result<()> {
+            match *self {}
+        }
+
+        /// The next message that came in.
+        pub fn recv<'a>(&self, _buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
+            match *self {}
+        }
+    }
+}
+
 /// The userspace device's process. None is ever started here, so none runs.
 pub mod process {
     use std::ffi::OsString;

@@ -24,3 +24,9 @@ impl AsRawFd for packet::InitiationTap {
         match *self {}
     }
 }
+
+impl AsRawFd for raw::RawStun {
+    fn as_raw_fd(&self) -> RawFd {
+        match *self {}
+    }
+}
