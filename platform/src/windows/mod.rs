@@ -8,7 +8,7 @@ pub mod files;
 pub mod udp;
 
 pub use absent::{
-    NetlinkHost, SystemHost, host, kernel_wireguard, launch, listening_ports, packet, port_holder, process,
+    NetlinkHost, SystemHost, host, kernel_wireguard, launch, listening_ports, packet, port_holder, process, raw,
     tun_available, wireguard,
 };
 
