@@ -4,6 +4,7 @@
 //! many requests at once, [`gather`] asks several servers for our reflexive address, [`servers`] lists the default ones.
 //! `node::stun` moves the bytes.
 
+pub mod discovery;
 pub mod gather;
 pub mod servers;
 pub mod stun;
