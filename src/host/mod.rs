@@ -12,3 +12,4 @@ pub mod numbers;
 pub mod sysctls;
 
 pub use change::{Change, Undo};
+pub use numbers::Numbers;

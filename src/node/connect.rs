@@ -35,16 +35,15 @@ const SAY_UNREACHABLE: Duration = Duration::from_secs(3);
 
 /// Runs `connect` to its end.
 pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
-    let target: ConnectString = options.target.parse()?;
+    let target: ConnectString = options.target.parse().map_err(|error| Failure::from(error).host("unchanged"))?;
     block_on(async {
         let mut signals = StopSignals::install()?;
         let mut ground = Ground::prepare(&options.node, places, "connect", out)?;
         if target.key == ground.key.public() {
-            return Err(Failure::usage(
+            return Err(ground.applier.undo_after(Failure::usage(
                 "the target is this machine's own key",
                 "copy the connect string from the other machine's screen, where peervpn exit runs",
-            )
-            .host("unchanged"));
+            )));
         }
         let up = tokio::select! {
             biased;

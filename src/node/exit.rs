@@ -23,7 +23,7 @@ use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
 use crate::host::{Change, sysctls};
-use crate::join::address::{TunnelAddresses, exit_addresses};
+use crate::join::address::exit_addresses;
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
 use crate::join::initiation::Checker;

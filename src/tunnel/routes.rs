@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use peervpn_platform::OUR_PROTOCOL;
 use peervpn_platform::types::{Family, Route, RouteKind, Rule};
 
-use crate::host::numbers::Numbers;
+use crate::host::Numbers;
 
 /// `RTN_THROW`, rtnetlink(7): look on in the next rule.
 const THROW: RouteKind = RouteKind::Other(9);
