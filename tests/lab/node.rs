@@ -74,13 +74,15 @@ impl Site {
 
     /// Starts `peervpn exit ARGS` with what every lab node is given.
     pub fn exit(&self, args: &[&str]) -> Node {
-        self.node("exit", &[&["--no-portmap", "--dns", "none"], args].concat())
+        self.node("exit", args)
     }
 
     /// Starts `peervpn connect TARGET ARGS` likewise.
     pub fn connect(&self, target: &str, args: &[&str]) -> Node {
         let timeout = record::patience(15).as_secs().to_string();
-        self.node("connect", &[&[target, "--dns", "none", "--timeout", &timeout], args].concat())
+        let bound = ["--timeout", timeout.as_str()];
+        let bound = if args.contains(&"--timeout") { &[] } else { &bound[..] };
+        self.node("connect", &[&[target], bound, args].concat())
     }
 
     fn node(&self, mode: &str, args: &[&str]) -> Node {
@@ -163,11 +165,13 @@ impl Finished {
 impl Node {
     /// Waits for an event of this name; others before it are passed over, but an end of the node or a line that is no
     /// event fails the test.
+    #[track_caller]
     pub fn event(&mut self, name: &str) -> Value {
         self.event_within(name, record::patience(20))
     }
 
     /// The same with a bound of its own.
+    #[track_caller]
     pub fn event_within(&mut self, name: &str, limit: Duration) -> Value {
         self.try_event(name, limit)
             .unwrap_or_else(|why| panic!("{}: no {name} event: {why}\n{}", self.name, self.log()))
@@ -200,6 +204,11 @@ impl Node {
         assert_eq!(status.signal(), Some(libc::SIGKILL), "{} had ended before: {}", self.name, self.log());
     }
 
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("our child").is_none()
+    }
+
     /// Waits for the end; its exit status (`None` in the inside after a signal).
     pub fn wait(&mut self) -> Option<i32> {
         let limit = record::patience(30);
@@ -210,12 +219,14 @@ impl Node {
     }
 
     /// Stops it with a signal and checks that it says and returns success.
+    #[track_caller]
     pub fn stop(&mut self, signal: i32) {
         self.signal(signal);
         self.stopped();
     }
 
     /// Checks that the node ends, says that the host is restored, and returns 0.
+    #[track_caller]
     pub fn stopped(&mut self) {
         let stopped = self.event("stopped");
         assert_eq!(stopped["host"], "restored", "{}\n{}", self.name, self.log());

@@ -39,24 +39,34 @@ pub enum Nat {
     Blocked,
 }
 
+/// A site's IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum V6 {
+    /// Global addresses, routed.
+    Routed,
+    /// The provider has none: link-local addresses only.
+    None,
+    /// Its owner switched it off by sysctl.
+    Disabled,
+}
+
 /// How a site is built.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub nat: Nat,
-    /// Whether the site has IPv6.
-    pub v6: bool,
+    pub v6: V6,
 }
 
 impl From<Nat> for Plan {
     fn from(nat: Nat) -> Self {
-        Plan { nat, v6: true }
+        Plan { nat, v6: V6::Routed }
     }
 }
 
 impl Plan {
     /// The same site without IPv6.
     pub fn v4_only(nat: Nat) -> Self {
-        Plan { nat, v6: false }
+        Plan { nat, v6: V6::None }
     }
 }
 
@@ -205,8 +215,9 @@ impl Site {
     ) -> Site {
         std::fs::create_dir(&dir).expect("create a site's directory");
         let net6 = place.net6;
+        let has_v6 = plan.v6 == V6::Routed;
         host.sysctl(&HOST);
-        if !plan.v6 {
+        if plan.v6 == V6::Disabled {
             // after the defaults, before the links are made, which take them over
             host.sysctl(&[NO_V6]);
         }
@@ -222,7 +233,7 @@ impl Site {
         ));
         let site = |host4, public4, host6| Site { host: host.clone(), router, host4, public4, host6, dir, plan, place };
         if plan.nat == Nat::Open {
-            let site = site(*public4, *public4, plan.v6.then(|| v6(net6, 0, 0x10)));
+            let site = site(*public4, *public4, has_v6.then(|| v6(net6, 0, 0x10)));
             site.host.ip(&site.edge_lines(&site.host));
             return site;
         }
@@ -231,7 +242,7 @@ impl Site {
             true => (place.routed4[0], place.routed4[1], place.routed4[1]),
             false => (LAN_ROUTER, LAN_HOST, *public4),
         };
-        let site = site(host4, seen4, plan.v6.then(|| v6(net6, 1, 2)));
+        let site = site(host4, seen4, has_v6.then(|| v6(net6, 1, 2)));
         let router = site.router.as_ref().expect("given");
         let bits = if firewall { 29 } else { 24 };
         router.ip(&format!(
@@ -249,8 +260,8 @@ impl Site {
         router.nft(&rules(plan.nat));
         site.host.ip(&format!(
             "link set lo up\naddr add {host4}/{bits} dev eth0\n{}link set eth0 up\nroute add default via {inner}\n{}",
-            if plan.v6 { format!("addr add {}/64 dev eth0 nodad\n", v6(net6, 1, 2)) } else { String::new() },
-            if plan.v6 { format!("route add default via {}\n", v6(net6, 1, 1)) } else { String::new() },
+            if has_v6 { format!("addr add {}/64 dev eth0 nodad\n", v6(net6, 1, 2)) } else { String::new() },
+            if has_v6 { format!("route add default via {}\n", v6(net6, 1, 1)) } else { String::new() },
         ));
         site
     }
@@ -263,7 +274,7 @@ impl Site {
             v6(*net6, 0, 0x10),
             v6(*net6, 0, 1)
         );
-        let has_v6 = self.plan.v6 || edge.name != self.host.name;
+        let has_v6 = self.plan.v6 == V6::Routed || edge.name != self.host.name;
         format!(
             "link set lo up\naddr add {public4}/26 dev eth0\nlink set eth0 up\nroute add default via {gateway4}\n{}",
             if has_v6 { v6_lines.as_str() } else { "" }

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Installs the Debian packages that the tests and the demo need, those that are missing. Run as root.
+#   tests/install-deps.sh [--check]      --check installs nothing: it names what is missing and fails if something is
+set -eu
+PATH=$PATH:/usr/sbin:/sbin
+missing=
+need() { # PROGRAM PACKAGE
+  command -v "$1" > /dev/null || case " $missing " in *" $2 "*) ;; *) missing="$missing $2" ;; esac
+}
+need ip iproute2
+need nft nftables
+need wg wireguard-tools
+need wireguard-go wireguard-go
+need turnserver coturn
+need conntrack conntrack
+need curl curl
+need python3 python3-minimal
+need unshare util-linux
+need ps procps
+need strace strace
+[ -n "$missing" ] || exit 0
+if [ "${1:-}" = --check ]; then
+  echo "missing:$missing"
+  exit 1
+fi
+if ! command -v apt-get > /dev/null; then
+  echo "install-deps: no apt-get here; install what these Debian packages hold:$missing" >&2
+  exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+# a service must not start beside the tests: coturn's would take this machine's STUN port (policy-rc.d: 101 forbids)
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+  printf '#!/bin/sh\nexit 101\n' > $policy
+  chmod +x $policy
+  trap 'rm -f $policy' EXIT
+fi
+# shellcheck disable=SC2086
+apt-get install -q -y --no-install-recommends $missing
