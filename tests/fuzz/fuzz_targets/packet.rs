@@ -1,0 +1,15 @@
+//! IP packets as the kernel hands them over.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use peervpn_platform::os::packet::parse;
+use peervpn_platform::types::Family;
+
+fuzz_target!(|data: &[u8]| {
+    for family in Family::BOTH {
+        if let Some((source, payload)) = parse(family, data, 3) {
+            assert_eq!(Family::of(&source.ip()), family);
+            assert!(!data[payload].is_empty());
+        }
+    }
+});
