@@ -45,11 +45,14 @@ impl Bucket {
 
 const WAYS: usize = 4;
 
+/// One place of the table.
+type Place = Option<(Source, Bucket)>;
+
 /// Buckets per source, 4 places for each hash value, all allocated at once. A new source always finds a place: it takes
 /// that of the fullest bucket, whose loss matters least. So a flood of sources costs the table nothing but memory of
 /// who behaved, and never locks anyone out.
 pub(super) struct Sources {
-    sets: Box<[[Option<(Source, Bucket)>; WAYS]]>,
+    sets: Box<[[Place; WAYS]]>,
     /// Seeded at random, so that nobody can choose sources that fall into one set.
     hasher: RandomState,
     rate: Rate,

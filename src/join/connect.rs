@@ -443,7 +443,7 @@ mod tests {
             assert_eq!(error.status(), Status::Usage);
         }
         assert!(long_name.parse::<Endpoint>().is_ok(), "253 bytes are allowed");
-        assert_eq!(format!("a{long_name}").parse::<Endpoint>().unwrap_err().to_string().contains("longer"), true);
+        assert!(format!("a{long_name}").parse::<Endpoint>().unwrap_err().to_string().contains("longer"));
         assert_eq!("a".repeat(300).parse::<Endpoint>(), Err(EndpointError::TooLong(300)));
     }
 
