@@ -169,8 +169,13 @@ pub enum Statement {
     Accept,
     /// `drop`.
     Drop,
-    /// `reject with icmpx admin-prohibited`.
+    /// `reject with icmpx admin-prohibited`; the kernel sends few of these a second to one destination
+    /// (`net.ipv4.icmp_ratelimit`).
     Reject,
+    /// `reject with tcp reset` (TCP must be matched before).
+    Reset,
+    /// `jump CHAIN`: comes back if that chain gives no verdict.
+    Jump(String),
     /// `masquerade`.
     Masquerade,
     /// `dnat to ADDR`, the port unchanged; packets of the other family are left alone.

@@ -8,6 +8,7 @@ mod connect;
 mod down;
 mod exit;
 mod info;
+mod nattest;
 mod peers;
 mod prototype;
 mod recover;
@@ -37,6 +38,7 @@ use style::Style;
 Examples:
   sudo peervpn exit                          share this machine's way to the internet
   sudo peervpn connect PUBKEY@ENDPOINT       use it (`exit` prints this line)
+  peervpn nattest                            whether this machine can be an exit
   sudo peervpn status                        how the running node stands
   sudo peervpn down                          stop it and put this host back
 
@@ -56,6 +58,8 @@ enum Command {
     Connect(connect::ConnectArgs),
     /// Show this machine's key, back ends and places.
     Info(info::InfoArgs),
+    /// Measure this network: how its NAT behaves, whether this machine can be an exit.
+    Nattest(nattest::NattestArgs),
     /// Show how the running node stands.
     Status(status::StatusArgs),
     /// Show and admit peers of the running node.
@@ -103,6 +107,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Exit(args) => exit::run(args, &context),
         Command::Connect(args) => connect::run(args, &context),
         Command::Info(args) => info::run(&args, &context),
+        Command::Nattest(args) => nattest::run(args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Peers(args) => peers::run(args, &context),
         Command::Down(args) => down::run(&args, &context),

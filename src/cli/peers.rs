@@ -42,6 +42,19 @@ Compare the peer ID with the one on the other person's screen first.")]
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
     },
+    /// Let a peer in by its key, and call it at its endpoint: opens the way through two strict NATs.
+    #[command(after_help = "\
+Examples:
+  sudo peervpn peers add 'PUBKEY@198.51.100.7:40001'    while the other side runs connect and shows this line
+  sudo peervpn peers add PUBKEY --name phone            a stock WireGuard app, by its public key")]
+    Add {
+        /// PUBKEY or PUBKEY@ENDPOINT, as the other side shows it
+        #[arg(value_name = "PUBKEY[@ENDPOINT]")]
+        target: String,
+        /// A name for it
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
 }
 
 /// Asks the running node and shows its answer.
@@ -50,6 +63,7 @@ pub(super) fn run(args: PeersArgs, context: &Context) -> Outcome {
         PeersCommand::List => Request::PeersList,
         PeersCommand::Pending => Request::PeersPending,
         PeersCommand::Accept { id, name } => Request::PeersAccept { id, name },
+        PeersCommand::Add { target, name } => Request::PeersAdd { target: control::resolve(&target)?, name },
     };
     let answer = control::request(&context.places, args.interface.as_deref(), &request)?;
     let style = context.stdout;

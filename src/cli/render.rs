@@ -66,6 +66,17 @@ pub(super) fn answer(out: Out, event: &Event, style: Style) -> io::Result<()> {
             }
             table(out, &rows)
         }
+        Event::Connect(connect) => writeln!(
+            out,
+            "\nThe connect string is now:\n\n  {}\n",
+            style.bold(format_args!("sudo peervpn connect {}", quoted(connect)))
+        ),
+        // the form of these lines is a contract (design §3)
+        Event::Monitor { time, old, now } => match (old, now) {
+            (_, None) => writeln!(out, "[{time}] ❓ NAT port unknown: no STUN server answers"),
+            (None, Some(now)) => writeln!(out, "[{time}] ✅ NAT port persistent: {now} (unchanged)"),
+            (Some(old), Some(now)) => writeln!(out, "[{time}] ⚠️  NAT port changed: {old} -> {now}"),
+        },
         _ => Ok(()),
     }
 }
@@ -103,6 +114,7 @@ pub(super) fn progress(err: Out, event: &Event, style: Style) -> io::Result<()> 
             writeln!(err, "{} {}", style.bold("hint:"), tame(hint))
         }
         Event::Stopped { .. } => stopped(err, event),
+        Event::Connect(_) | Event::Monitor { .. } => Ok(()),
     }
 }
 

@@ -19,7 +19,7 @@ impl<'a> Terminal<'a> {
 
 impl Output for Terminal<'_> {
     fn event(&mut self, event: &Event) {
-        if self.context.json && !matches!(event, Event::Step(_) | Event::Warning(_) | Event::Question(_)) {
+        if self.context.json && !event.for_people() {
             to_stdout(|out| render::json(out, event));
         } else if !self.context.json || matches!(event, Event::Warning(_)) {
             to_stdout(|out| render::answer(out, event, self.context.stdout));

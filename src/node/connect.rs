@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
+use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::watch::watch;
 use super::{Ground, PROBES, StopSignals, block_on, port_in_use, stopped};
 use crate::config::{ConnectOptions, Places};
@@ -24,10 +25,12 @@ use crate::host::{Change, numbers, sysctls};
 use crate::join::address::{TunnelAddresses, exit_addresses, peer_addresses};
 use crate::join::connect::{ConnectString, Endpoint, Host};
 use crate::key::PublicKey;
+use crate::nat::keeper::Event as News;
 use crate::tunnel::{self, mtu, routes};
 
-/// An endpoint of several gets this long before the next is tried; a handshake is one round trip.
-const ENDPOINT_TURN: Duration = Duration::from_secs(1);
+/// An unanswered initiation is repeated after this, to the next endpoint where there are several. Removing and adding
+/// the peer is what makes WireGuard do it: by itself it waits 5 s. A handshake is one round trip.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How often the device is asked for the handshake when no packet has woken us.
 const HANDSHAKE_POLL: Duration = Duration::from_millis(250);
 /// When to say that the exit does not answer.
@@ -70,6 +73,9 @@ struct Connected {
     port: u16,
     exit_addresses: Vec<IpAddr>,
     wireguard: Box<dyn WireGuard>,
+    /// `--monitor-nat`.
+    monitor: Option<Monitor>,
+    mapping: Option<MappingWatch>,
 }
 
 async fn bring_up(
@@ -120,6 +126,10 @@ async fn bring_up(
     let port = wireguard.state(&interface)?.listen_port;
     let wakeup = InitiationTap::open_wakeup(port)?;
     let wakeup = watch(wakeup)?;
+    let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
+    let (interval, monitor) = mapping::pace(&options.node);
+    let mut mapping =
+        (!servers.is_empty()).then(|| MappingWatch::start(port, numbers.fwmark, servers, &[], interval)).transpose()?;
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
     let mut said = false;
@@ -136,24 +146,28 @@ async fn bring_up(
         }
         if !said && started.elapsed() >= SAY_UNREACHABLE {
             said = true;
-            out.event(&Event::Step(format!(
-                "no answer after {} s, still asking; if the exit asks before it lets people in, its operator must accept {}",
-                SAY_UNREACHABLE.as_secs(),
-                own.peer_id()
-            )));
+            let local = SocketAddr::new(candidates[asked].source, port);
+            out.event(&unreachable(&own, mapping.as_ref(), local, started.elapsed()));
         }
-        if candidates.len() > 1 && turn.elapsed() >= ENDPOINT_TURN {
-            // removing and adding the peer is what makes WireGuard ask the new endpoint at once (facts: up to 5 s else)
+        if turn.elapsed() >= ASK_AGAIN {
             turn = Instant::now();
             asked = (asked + 1) % candidates.len();
             let address = candidates[asked].address;
-            tracing::debug!(remote = %address, "next endpoint");
+            tracing::debug!(remote = %address, "asking again");
             wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&target.key)]))?;
             let peer = tunnel::peer(&target.key, Some(address), cryptokey.clone());
             wireguard.configure(&interface, &tunnel::peers(vec![peer]))?;
         }
-        let _ = tokio::time::timeout(HANDSHAKE_POLL, woken(&wakeup)).await;
+        tokio::select! {
+            () = woken(&wakeup) => {}
+            _ = next_news(&mut mapping, &mut ground.applier) => {}
+            () = tokio::time::sleep(HANDSHAKE_POLL) => {}
+        }
     };
+    if monitor.is_none() {
+        // WireGuard's own keepalive keeps the mapping from here on
+        mapping = None;
+    }
     let handshake_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
 
     take_over(ground, options, &allowed, &exit_list, addresses, numbers)?;
@@ -173,6 +187,8 @@ async fn bring_up(
         port,
         exit_addresses: exit.to_vec(),
         wireguard,
+        monitor,
+        mapping,
     })
 }
 
@@ -231,9 +247,31 @@ fn take_over(
     Ok(())
 }
 
+/// After a few seconds without an answer: who we are, and what the exit's operator can do.
+fn unreachable(own: &PublicKey, mapping: Option<&MappingWatch>, local: SocketAddr, since: Duration) -> Event {
+    let reflexive = mapping.map(MappingWatch::reflexive).unwrap_or_default();
+    let same_family = reflexive.iter().find(|r| r.is_ipv4() == local.is_ipv4()).or(reflexive.first());
+    let (endpoint, beware) = match same_family {
+        Some(reflexive) => (*reflexive, ""),
+        None => (local, ", whose address here no STUN server has confirmed"),
+    };
+    let connect = format!("{own}@{endpoint}");
+    Event::Unreachable {
+        since_s: since.as_secs(),
+        hint: format!(
+            "ask the exit's operator to type: sudo peervpn peers add '{connect}' (that calls us{beware}); or, if the exit \
+             asks before it lets people in, to accept {}. We keep trying",
+            own.peer_id()
+        ),
+        own: connect,
+    }
+}
+
 /// One way to the exit.
 struct Candidate {
     address: SocketAddr,
+    /// Our address on that way.
+    source: IpAddr,
     /// MTU of the way, bytes.
     mtu: u32,
 }
@@ -269,7 +307,7 @@ async fn candidates(
         if let Some(way) = applier.host.route_lookup(address.ip(), 0)?
             && !candidates.iter().any(|c: &Candidate| c.address == *address)
         {
-            candidates.push(Candidate { address: *address, mtu: way.mtu });
+            candidates.push(Candidate { address: *address, source: way.source, mtu: way.mtu });
         }
     }
     if candidates.is_empty() {
@@ -317,13 +355,25 @@ async fn serve(
     node: &mut Connected,
     mut server: control::Server,
     mut signals: StopSignals,
-    applier: Applier,
+    mut applier: Applier,
     out: &mut dyn Output,
 ) -> Result<(), Failure> {
     let down = loop {
         let asked = tokio::select! {
             () = signals.recv() => break None,
             asked = server.next() => asked,
+            news = next_news(&mut node.mapping, &mut applier) => {
+                if let News::Changed { old, new } = news {
+                    out.event(&Event::Mapping { old: old.to_string(), new: new.to_string() });
+                }
+                continue;
+            }
+            () = mapping::tick(&mut node.monitor) => {
+                if let (Some(monitor), Some(mapping)) = (&mut node.monitor, &node.mapping) {
+                    out.event(&monitor.line(mapping));
+                }
+                continue;
+            }
         };
         if asked.request == Request::Down {
             break Some(asked);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DEFAULT_INTERFACE, Places};
 use crate::error::Failure;
+use crate::join::connect::ConnectString;
 use crate::key::PublicKey;
 
 /// Longest request in bytes.
@@ -37,6 +38,13 @@ pub enum Request {
         /// The name to give it.
         name: Option<String>,
     },
+    /// Let a peer in by its key, and call it where an endpoint is given.
+    PeersAdd {
+        /// `PUBKEY` or `PUBKEY@ENDPOINT[,ENDPOINT…]`, names resolved.
+        target: String,
+        /// The name to give it.
+        name: Option<String>,
+    },
     /// Stop and put the host back; answered when that is done.
     Down,
 }
@@ -57,7 +65,7 @@ pub enum Response {
         /// Those who are in.
         peers: Vec<PeerStatus>,
     },
-    /// To [`Request::PeersAccept`].
+    /// To [`Request::PeersAccept`] and [`Request::PeersAdd`].
     Accepted(PeerStatus),
     /// To [`Request::Down`]: the node has stopped.
     Stopped {
@@ -299,6 +307,32 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
         Response::Failed { error, hint } => Err(Failure { hint, ..Failure::new(error, "") }),
         response => Ok(response),
     }
+}
+
+/// A `peers add` target with its endpoints' names looked up here, so that the node's loop never waits for DNS.
+pub fn resolve(target: &str) -> Result<String, Failure> {
+    use std::net::ToSocketAddrs as _;
+    let Some((key, _)) = target.split_once('@') else {
+        target.parse::<PublicKey>()?;
+        return Ok(target.to_owned());
+    };
+    let parsed: ConnectString = target.parse()?;
+    let mut addresses = Vec::new();
+    for endpoint in &parsed.endpoints {
+        match endpoint.socket_addr() {
+            Some(address) => addresses.push(address.to_string()),
+            None => {
+                let found = endpoint.to_string().to_socket_addrs().map_err(|error| {
+                    Failure::new(
+                        format!("{endpoint} does not resolve: {error}"),
+                        "check the spelling and this host's DNS, or use the address instead of the name",
+                    )
+                })?;
+                addresses.extend(found.map(|address| address.to_string()));
+            }
+        }
+    }
+    Ok(format!("{key}@{}", addresses.join(",")))
 }
 
 /// Interfaces with a control socket that somebody answers, sorted.

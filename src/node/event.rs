@@ -20,6 +20,19 @@ pub enum Event {
     /// A question to be answered on the terminal, printed without a newline. Never in JSON.
     #[serde(skip)]
     Question(String),
+    /// The connect string has changed. Only for people; scripts have [`Event::Mapping`] and `status`.
+    #[serde(skip)]
+    Connect(String),
+    /// A line of `--monitor-nat`: the mapping, and the one before where it changed. Only for people.
+    #[serde(skip)]
+    Monitor {
+        /// Local time, `15:04:05`.
+        time: String,
+        /// Before, where it changed since the last line.
+        old: Option<String>,
+        /// Now; `None` where no server answered.
+        now: Option<String>,
+    },
     /// The node stands. `connect` is the line to copy.
     Ready {
         /// `exit`.
@@ -97,6 +110,16 @@ pub enum Event {
         /// `restored`, or what is left.
         host: String,
     },
+}
+
+impl Event {
+    /// Only a person sees it; it has no JSON form.
+    pub fn for_people(&self) -> bool {
+        matches!(
+            self,
+            Event::Step(_) | Event::Warning(_) | Event::Question(_) | Event::Connect(_) | Event::Monitor { .. }
+        )
+    }
 }
 
 /// Where events go: a terminal, a script, a test.

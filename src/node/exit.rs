@@ -4,7 +4,9 @@
 //! watched from before the device is up, so none is missed.
 
 mod admit;
+mod call;
 mod endpoints;
+mod watch_mapping;
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -17,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 use super::apply::Applier;
 use super::control::{self, Request, Response, Status};
 use super::event::{Event, Output};
+use super::mapping::{self, MappingWatch, Monitor};
 use super::watch::watch;
 use super::{Ground, PROBES, StopSignals, block_on, port_in_use, state, stopped, stun};
 use crate::config::{Accept, ExitOptions, Places};
@@ -74,6 +77,11 @@ struct Exit<'a> {
     checker: Checker,
     admission: Admission,
     store: PeerStore,
+    mapping: Option<MappingWatch>,
+    /// `--monitor-nat`.
+    monitor: Option<Monitor>,
+    /// Peers we call until they answer.
+    calls: Vec<call::Call>,
     /// Newcomers are asked about on the terminal.
     questions: Option<admit::Questions>,
 }
@@ -172,11 +180,19 @@ async fn bring_up<'a>(
     for revoked in store.revoked() {
         admission.revoke(revoked.public_key);
     }
+    let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
+    let (interval, monitor) = mapping::pace(&options.node);
+    let mapping = (!servers.is_empty())
+        .then(|| MappingWatch::start(port, 0, servers, &gathered.reflexive(), interval))
+        .transpose()?;
     let exit = Exit {
+        mapping,
+        monitor,
+        calls: Vec::new(),
         options,
         places,
         checker: Checker::new(&ground.key),
-        admission: admission,
+        admission,
         questions: (options.accept == Accept::Ask && out.interactive()).then(admit::Questions::on_terminal).flatten(),
         key: ground.key.clone(),
         backend: ground.backend.to_string(),
@@ -238,6 +254,13 @@ impl Exit<'_> {
                     let answer = self.answer(&asked.request, applier, out).unwrap_or_else(control::failed);
                     asked.reply(answer);
                 }
+                news = mapping::next_news(&mut self.mapping, applier) => self.news(news, applier, out),
+                () = mapping::tick(&mut self.monitor) => {
+                    if let (Some(monitor), Some(mapping)) = (&mut self.monitor, &self.mapping) {
+                        out.event(&monitor.line(mapping));
+                    }
+                }
+                () = call::due(&self.calls) => self.call(applier),
                 line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
             }
         }
@@ -258,6 +281,7 @@ impl Exit<'_> {
             Request::PeersList => Ok(Response::Peers { peers: self.status(applier)?.peers }),
             Request::PeersPending => Ok(Response::Pending { pending: self.pending(Instant::now()) }),
             Request::PeersAccept { id, name } => self.accept(id, name.as_deref(), Instant::now(), applier, out),
+            Request::PeersAdd { target, name } => self.add(target, name.as_deref(), applier, out),
             Request::Down => unreachable!("the event loop ends with it"),
         }
     }

@@ -3,7 +3,8 @@
 //! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
 //! - [`apply`]: host changes through the journal; [`recover`]: putting back what a killed node left.
 //! - [`control`]: the control socket; [`event`]: what the person or script is told.
-//! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`]: STUN on our port.
+//! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`], [`mapping`]: STUN on our port, before and after WireGuard
+//!   has it.
 
 pub mod apply;
 pub mod connect;
@@ -12,6 +13,8 @@ pub mod device;
 pub mod event;
 pub mod exit;
 pub mod info;
+pub mod mapping;
+pub mod nattest;
 pub mod recover;
 pub mod state;
 pub mod stun;

@@ -3,6 +3,7 @@
 
 mod bpf;
 mod caps;
+mod clock;
 pub mod files;
 mod host;
 pub mod launch;
@@ -17,6 +18,7 @@ pub mod udp;
 mod wireguard;
 
 pub use caps::{listening_ports, port_holder, privileged};
+pub use clock::local_time;
 pub use host::{NetlinkHost, host};
 pub use uapi::UapiWireGuard;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

@@ -86,6 +86,8 @@ impl Display for Statement {
             Statement::Accept => f.write_str("accept"),
             Statement::Drop => f.write_str("drop"),
             Statement::Reject => f.write_str("reject with icmpx admin-prohibited"),
+            Statement::Reset => f.write_str("reject with tcp reset"),
+            Statement::Jump(chain) => write!(f, "jump {chain}"),
             Statement::Masquerade => f.write_str("masquerade"),
             Statement::Dnat(address) => write!(f, "dnat {} to {address}", header(*address)),
             Statement::SetMark(value) => write!(f, "meta mark set {value:#x}"),

@@ -200,17 +200,21 @@ impl Exit<'_> {
                 self.ask_next(now, out);
             }
         }
+        self.peer_answer(&pending.key, applier)
+    }
+
+    /// A peer as it stands, for an answer.
+    pub(super) fn peer_answer(&mut self, key: &PublicKey, applier: &Applier) -> Result<Response, Failure> {
         let status = self.status(applier)?;
-        let peer = status.peers.into_iter().find(|p| p.public_key == pending.key);
-        peer.map(Response::Accepted).ok_or_else(|| {
-            Failure::new("the device lost the peer at once", "peervpn doctor tells what this system lacks")
-        })
+        let peer = status.peers.into_iter().find(|p| p.public_key == *key);
+        peer.map(Response::Accepted)
+            .ok_or_else(|| Failure::new("the device lost the peer at once", "peervpn status shows who is in"))
     }
 
     /// Puts a peer into WireGuard, routes to it, remembers it. With endpoint and keepalive in one request on a device
     /// that is up, our side initiates at once, through the NAT that the peer's own packet has opened.
     #[expect(clippy::too_many_arguments, reason = "who, where, how, and the two things every event handler has")]
-    fn let_in(
+    pub(super) fn let_in(
         &mut self,
         key: &PublicKey,
         tunnel_addresses: TunnelAddresses,

@@ -46,6 +46,7 @@ const EXPR_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
 
 /// Appends an attribute.
 pub(super) fn bytes(buf: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -159,6 +160,14 @@ fn statement_expressions(buf: &mut Vec<u8>, statement: &Statement) {
             number(buf, 1, libc::NFT_REJECT_ICMPX_UNREACH as u32);
             bytes(buf, 2, &[libc::NFT_REJECT_ICMPX_ADMIN_PROHIBITED as u8]);
         }),
+        Statement::Reset => expression(buf, "reject", |buf| {
+            number(buf, 1, libc::NFT_REJECT_TCP_RST as u32);
+            bytes(buf, 2, &[0]);
+        }),
+        Statement::Jump(chain) => verdict_expression(buf, |buf| {
+            number(buf, VERDICT_CODE, libc::NFT_JUMP as u32);
+            string(buf, VERDICT_CHAIN, chain);
+        }),
         Statement::Masquerade => expression(buf, "masq", |_| {}),
         Statement::Dnat(address) => {
             load(buf, &octets(*address));
@@ -263,9 +272,13 @@ fn load(buf: &mut Vec<u8>, value: &[u8]) {
 }
 
 fn verdict(buf: &mut Vec<u8>, code: i32) {
+    verdict_expression(buf, |buf| number(buf, VERDICT_CODE, code as u32));
+}
+
+fn verdict_expression(buf: &mut Vec<u8>, verdict: impl FnOnce(&mut Vec<u8>)) {
     expression(buf, "immediate", |buf| {
         number(buf, 1, libc::NFT_REG_VERDICT as u32);
-        nest(buf, 2, |buf| nest(buf, DATA_VERDICT, |buf| number(buf, VERDICT_CODE, code as u32)));
+        nest(buf, 2, |buf| nest(buf, DATA_VERDICT, verdict));
     });
 }
 

@@ -1,0 +1,113 @@
+//! Hole punching by hand: `peers add PUBKEY@ENDPOINT` makes our side call the peer, so that its NAT and ours are opened
+//! by packets that cross (RFC 5128 §3.3).
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Exit;
+use crate::error::Failure;
+use crate::join::connect::{ConnectString, Endpoint};
+use crate::join::peers::{How, check_name};
+use crate::key::PublicKey;
+use crate::node::apply::Applier;
+use crate::node::control::Response;
+use crate::node::event::Output;
+use crate::tunnel;
+
+/// WireGuard repeats an unanswered initiation after 5 s only; removing and adding the peer makes it call at once.
+const CALL_AGAIN: Duration = Duration::from_secs(1);
+/// How long a peer that was added is called this often; WireGuard goes on by itself.
+const CALL_FOR: Duration = Duration::from_secs(60);
+
+/// A peer that is called until it answers.
+pub struct Call {
+    key: PublicKey,
+    endpoints: Vec<SocketAddr>,
+    turn: usize,
+    next: Instant,
+    until: Instant,
+}
+
+/// When the next call is due.
+pub async fn due(calls: &[Call]) {
+    match calls.iter().map(|call| call.next).min() {
+        Some(next) => tokio::time::sleep_until(next.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Exit<'_> {
+    /// `peers add PUBKEY[@ENDPOINT]`; names are resolved by the asker.
+    pub(super) fn add(
+        &mut self,
+        target: &str,
+        name: Option<&str>,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) -> Result<Response, Failure> {
+        let (key, endpoints) = if target.contains('@') {
+            let target: ConnectString = target.parse()?;
+            (target.key, target.endpoints.iter().filter_map(Endpoint::socket_addr).collect())
+        } else {
+            (target.parse::<PublicKey>()?, Vec::new())
+        };
+        if key == self.key.public() {
+            return Err(Failure::usage("that is this exit's own key", "give the key of the peer's connect string"));
+        }
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        match self.store.get(&key).map(|peer| peer.tunnel_addresses) {
+            Some(_) => {
+                if let Some(name) = name {
+                    self.store.rename(&key, Some(name))?;
+                }
+            }
+            None => {
+                let addresses = crate::join::address::peer_addresses(&self.key.public(), &key);
+                self.admission.collision(&key, addresses)?;
+                self.let_in(&key, addresses, endpoints.first().copied(), How::Added, name, applier, out)?;
+            }
+        }
+        self.calls.retain(|call| call.key != key);
+        if !endpoints.is_empty() {
+            let now = Instant::now();
+            self.calls.push(Call { key, endpoints, turn: 0, next: now, until: now + CALL_FOR });
+            self.call(applier);
+        }
+        self.peer_answer(&key, applier)
+    }
+
+    /// Calls every peer whose turn it is and who has not answered.
+    pub(super) fn call(&mut self, applier: &mut Applier) {
+        let now = Instant::now();
+        let interface = applier.interface().to_owned();
+        let Ok(state) = self.wireguard.state(&interface) else {
+            self.calls.clear();
+            return;
+        };
+        let answered = |key: &PublicKey| {
+            let session = state.peers.iter().find(|p| p.public_key == key.0).and_then(|p| p.last_handshake);
+            // a session of before the peer moved does not count: WireGuard renews one after two minutes
+            let epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            session.is_some_and(|at| epoch.saturating_sub(at) < CALL_FOR)
+        };
+        let store = &self.store;
+        self.calls.retain(|call| call.until > now && !answered(&call.key) && store.get(&call.key).is_some());
+        for call in self.calls.iter_mut().filter(|call| call.next <= now) {
+            let endpoint = call.endpoints[call.turn % call.endpoints.len()];
+            call.turn += 1;
+            call.next = now + CALL_AGAIN;
+            tracing::debug!(peer = %call.key.peer_id(), remote = %endpoint, "calling");
+            let Some(peer) = self.store.get(&call.key) else { continue };
+            let again = tunnel::peer(&call.key, Some(endpoint), peer.tunnel_addresses.allowed_ips().to_vec());
+            let called = self
+                .wireguard
+                .configure(&interface, &tunnel::peers(vec![tunnel::removal(&call.key)]))
+                .and_then(|()| self.wireguard.configure(&interface, &tunnel::peers(vec![again])));
+            if let Err(error) = called {
+                tracing::warn!(%error, peer = %call.key.peer_id(), "cannot call");
+            }
+        }
+    }
+}
