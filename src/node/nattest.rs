@@ -12,7 +12,7 @@ use peervpn_platform::types::Family;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::error::Hint;
+use crate::error::{Failure, Hint};
 use crate::nat::discovery::{Behaviour, Discovery, Measured, Path};
 use crate::nat::verdict::{self, CanBeExit, NatType};
 use crate::node::stun::transaction_id;
@@ -42,9 +42,9 @@ impl Hint for NattestError {
     fn hint(&self) -> Option<String> {
         match self {
             NattestError::Port(error) => error.hint(),
-            NattestError::NoServer(_) => {
-                Some("check the network and its name server, or name one by address: --stun-server ADDRESS:PORT".to_owned())
-            }
+            NattestError::NoServer(_) => Some(
+                "check the network and its name server, or name one by address: --stun-server ADDRESS:PORT".to_owned(),
+            ),
         }
     }
 }
@@ -113,8 +113,13 @@ impl PortMapping {
     }
 }
 
-/// Runs every test: about a second, see `nat::discovery` for what it waits for.
-pub async fn run(options: &Options) -> Result<Report, NattestError> {
+/// Runs every test and returns: about a second, see `nat::discovery` for what it waits for.
+pub fn run(options: &Options) -> Result<Report, Failure> {
+    Ok(super::block_on(measure(options))??)
+}
+
+/// [`run`] for those who have an event loop.
+pub async fn measure(options: &Options) -> Result<Report, NattestError> {
     let started = Instant::now();
     let mut sockets = Sockets::bind(options.port)?;
     let (measured, gateway) = tokio::join!(discover(options, &mut sockets, started), gateway::probe());
