@@ -162,6 +162,10 @@ pub struct Settings {
     pub no_stun: Option<bool>,
     /// `mtu`.
     pub mtu: Option<u32>,
+    /// `monitor-nat`.
+    pub monitor_nat: Option<bool>,
+    /// `keeper-interval`.
+    pub keeper_interval: Option<Duration>,
     /// `accept`.
     pub accept: Option<Accept>,
     /// `allow-lan`.
@@ -193,6 +197,8 @@ impl Settings {
             stun_server: self.stun_server.or(lower.stun_server),
             no_stun,
             mtu: self.mtu.or(lower.mtu),
+            monitor_nat: self.monitor_nat.or(lower.monitor_nat),
+            keeper_interval: self.keeper_interval.or(lower.keeper_interval),
             accept: self.accept.or(lower.accept),
             allow_lan: self.allow_lan.or(lower.allow_lan),
             allow_peers: self.allow_peers.or(lower.allow_peers),
@@ -245,8 +251,8 @@ impl Settings {
             stun_servers: if no_stun { Vec::new() } else { servers() },
             no_stun,
             mtu: self.mtu,
-            monitor_nat: false,
-            keeper_interval: DEFAULT_KEEPER_INTERVAL,
+            monitor_nat: self.monitor_nat.unwrap_or(false),
+            keeper_interval: self.keeper_interval.unwrap_or(DEFAULT_KEEPER_INTERVAL),
         }
     }
 }

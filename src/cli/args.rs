@@ -87,6 +87,12 @@ pub(super) struct NodeArgs {
     /// MTU of the tunnel in bytes [default: what the route to the endpoint leaves]
     #[arg(long, value_name = "N", value_parser = value::mtu)]
     mtu: Option<u32>,
+    /// Print a line about our NAT mapping every 10 s
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    monitor_nat: Option<bool>,
+    /// Refresh our NAT mapping this often [default: 20s]
+    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    keeper_interval: Option<std::time::Duration>,
 }
 
 impl NodeArgs {
@@ -99,6 +105,8 @@ impl NodeArgs {
             stun_server: said(self.stun_server),
             no_stun: self.no_stun,
             mtu: self.mtu,
+            monitor_nat: self.monitor_nat,
+            keeper_interval: self.keeper_interval,
             ..Settings::default()
         }
     }

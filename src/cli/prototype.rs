@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 /// The prototype's option, and the command it became.
-const COMMANDS: &[(&str, &str)] = &[("--exit", "exit"), ("--connect", "connect"), ("--info", "info")];
+const COMMANDS: &[(&str, &str)] = &[("--exit", "exit"), ("--connect", "connect"), ("--info", "info"), ("--nattest", "nattest")];
 
 /// Rewrites the prototype's spelling of a command line, program name first; anything else stays as it is. The first
 /// option that names a command does; a second one is left for the parser to refuse. (`--debug` is an alias of `-v`.)
@@ -46,6 +46,7 @@ mod tests {
             ("peervpn --connect KEY@h:1 --timeout=5", "peervpn connect KEY@h:1 --timeout=5"),
             ("peervpn --debug --exit --json", "peervpn exit --debug --json"),
             ("peervpn --info --json", "peervpn info --json"),
+            ("peervpn --nattest", "peervpn nattest"),
         ] {
             assert_eq!(translated(old), new);
         }

@@ -122,6 +122,8 @@ const KEYS: &[Key] = &[
     Key("stun-server", Owner::Both, |s, v| many(&mut s.stun_server, v, value::host_port)),
     Key("no-stun", Owner::Both, |s, v| switch(&mut s.no_stun, v)),
     Key("mtu", Owner::Both, |s, v| one(&mut s.mtu, v, value::mtu)),
+    Key("monitor-nat", Owner::Both, |s, v| switch(&mut s.monitor_nat, v)),
+    Key("keeper-interval", Owner::Both, |s, v| one(&mut s.keeper_interval, v, value::duration)),
 ];
 
 /// A string or a whole number.

@@ -244,8 +244,9 @@ impl Exit<'_> {
                 () = signals.recv() => return None,
                 ready = tap.readable() => {
                     let Ok(mut ready) = ready else { return None };
-                    self.initiations(tap.get_ref(), applier, out);
-                    ready.clear_ready();
+                    if self.initiations(tap.get_ref(), applier, out) {
+                        ready.clear_ready();
+                    }
                 }
                 asked = server.next() => {
                     if asked.request == Request::Down {
@@ -266,13 +267,15 @@ impl Exit<'_> {
         }
     }
 
-    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) {
+    /// Whether none are left.
+    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) -> bool {
         let mut buffer = [0; 256];
         // bounded, so that a flood leaves the loop to the others
         for _ in 0..256 {
-            let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return };
+            let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return true };
             self.initiation(payload, source, Instant::now(), applier, out);
         }
+        false
     }
 
     fn answer(&mut self, request: &Request, applier: &mut Applier, out: &mut dyn Output) -> Result<Response, Failure> {

@@ -141,11 +141,11 @@ impl Exit<'_> {
         let now = Instant::now();
         let id = key.peer_id();
         if yes {
-            if let Err(failure) = self.accept(&id, None, now, applier, out) {
+            if let Err(failure) = self.accept(&key.to_string(), None, now, applier, out) {
                 out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
             }
         } else {
-            let said = match self.admission.deny(&id, now) {
+            let said = match self.admission.deny(&key.to_string(), now) {
                 Ok(_) => format!("{id} was not let in"),
                 Err(error) => error.to_string(),
             };
