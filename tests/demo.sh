@@ -66,10 +66,12 @@ asks() { # EXPECTED-V4 EXPECTED-V6
   done
 }
 
-wait_for() { # FILE PATTERN SECONDS WHAT
-  local i
+wait_for() { # PID FILE PATTERN SECONDS WHAT
+  local pid=$1 i
+  shift
   for i in $(seq $(($3 * 20))); do
     grep -qE "$2" "$1" 2> /dev/null && return
+    kill -0 "$pid" 2> /dev/null || break
     sleep 0.05
   done
   fail "$4"
@@ -121,7 +123,7 @@ for address in sys.argv[1:]:
     threading.Thread(target=serve, args=(listener,)).start()
 print("listening", flush=True)
 END
-  wait_for "$dir/web.log" listening 10 'the web server does not start'
+  wait_for $! "$dir/web.log" listening 10 'the web server does not start'
 }
 
 home() { # NAME NETWORK PUBLIC-ADDRESS V6-NUMBER
@@ -172,7 +174,7 @@ asks "$peer_home" 2001:db8:1:1::2
 say "2. On the exit's machine: peervpn exit"
 host exit exit --accept any --stun-server "$stun:3478" > "$dir/exit.log" 2>&1 &
 exit_pid=$!
-wait_for "$dir/exit.log" '[A-Za-z0-9+/]{43}=@' 15 'the exit prints no connect string'
+wait_for "$exit_pid" "$dir/exit.log" '[A-Za-z0-9+/]{43}=@' 15 'the exit prints no connect string'
 sleep 0.2
 screen exit < "$dir/exit.log"
 string=$(grep -oE '[A-Za-z0-9+/]{43}=@[^ ]+' "$dir/exit.log" | head -n 1)

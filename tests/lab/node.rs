@@ -24,6 +24,7 @@ pub struct Node {
     child: Child,
     events: Receiver<Value>,
     log: Arc<Mutex<String>>,
+    readers: [std::thread::JoinHandle<()>; 2],
 }
 
 /// What a finished command said.
@@ -105,7 +106,7 @@ impl Site {
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let kept = log.clone();
-        std::thread::spawn(move || {
+        let answers = std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 note(&kept, "1> ", &line);
                 let event = serde_json::from_str(&line)
@@ -116,12 +117,12 @@ impl Site {
             }
         });
         let kept = log.clone();
-        std::thread::spawn(move || {
+        let remarks = std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 note(&kept, "2> ", &line);
             }
         });
-        Node { name: format!("{mode} at {}", self.host.name), child, events, log }
+        Node { name: format!("{mode} at {}", self.host.name), child, events, log, readers: [answers, remarks] }
     }
 }
 
@@ -213,7 +214,14 @@ impl Node {
     pub fn wait(&mut self) -> Option<i32> {
         let limit = record::patience(30);
         match wait(&mut self.child, limit) {
-            Some(status) => status.code(),
+            Some(status) => {
+                // its last words may still be under way; a device process that held a stream would keep it open
+                let deadline = Instant::now() + Duration::from_secs(2);
+                while Instant::now() < deadline && self.readers.iter().any(|reader| !reader.is_finished()) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                status.code()
+            }
             None => panic!("{} did not end within {limit:?}\n{}", self.name, self.log()),
         }
     }
