@@ -314,6 +314,8 @@ mod tests {
             stun-server = ["stun.example.org:3478"]
             no-stun = true
             mtu = 1400
+            monitor-nat = true
+            keeper-interval = "30s"
         "#;
         let settings = parse(text).unwrap().flat;
         let expected = Settings {
@@ -332,6 +334,8 @@ mod tests {
             stun_server: Some(vec!["stun.example.org:3478".into()]),
             no_stun: Some(true),
             mtu: Some(1400),
+            monitor_nat: Some(true),
+            keeper_interval: Some(Duration::from_secs(30)),
         };
         assert_eq!(settings, expected);
         assert_eq!(text.matches(" = ").count(), KEYS.len(), "a key is missing from this test");
