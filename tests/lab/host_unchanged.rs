@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::node::Node;
-use crate::record::patience;
+use crate::record::{KERNEL_ONLY, patience};
 use crate::snapshot::{Snapshot, assert_unchanged};
 use crate::topology::{Lab, Nat, WEB};
 use crate::{assert_leaves_directly, assert_leaves_through_exit, join, lab_tests, open_exit, text};
@@ -125,6 +125,28 @@ lab_tests! {
         assert!(start.elapsed() < patience(8), "gave up only after {:?}", start.elapsed());
         assert!(peer.log().contains("error: ") && peer.log().contains("hint: "), "{}", peer.log());
         assert_unchanged("after a failed connect", &before, &lab.peer().host.snapshot());
+    }
+
+    /// On the kernel back end no other program is ever started: no ip, nft, iptables, sysctl, wg.
+    fn the_kernel_back_end_starts_no_other_program("strace", KERNEL_ONLY) {
+        let mut lab = Lab::without_stun(Nat::Open, &[Nat::PortRestricted.into()]);
+        let trace = lab.exit.dir.join("trace");
+        let under = ["strace", "-f", "-qq", "-A", "-e", "trace=execve,execveat", "-o", &trace.to_string_lossy()];
+        let under: Vec<String> = under.map(str::to_owned).to_vec();
+        lab.peers[0].under = under.clone();
+        lab.exit.under = under;
+        let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+        let (mut peer, _) = join(lab.peer(), &ready, &["--no-stun"]);
+        lab.exit.run_ok(&["status"]);
+        lab.peer().run_ok(&["down"]);
+        peer.stopped();
+        lab.exit.run_ok(&["down"]);
+        exit.stopped();
+        lab.exit.run_ok(&["recover"]);
+        let trace = std::fs::read_to_string(trace).expect("a trace");
+        let started: Vec<&str> = trace.lines().filter(|line| line.contains("exec")).collect();
+        // exit, connect, status, twice down, recover
+        assert_eq!(started.len(), 6, "other programs were started:\n{}", started.join("\n"));
     }
 
     /// The exit goes away while a peer is connected: nothing leaks, and `down` brings the peer back.

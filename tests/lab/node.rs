@@ -37,8 +37,11 @@ pub struct Finished {
 impl Site {
     /// `peervpn ARGS` at this site with state and run directories of the site's own.
     pub fn peervpn(&self, args: &[&str]) -> Command {
-        let mut command = self.host.command(binary());
+        let program = binary();
+        let mut words = self.under.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+        let mut command = self.host.command(words.next().expect("the binary at least"));
         command
+            .args(words)
             .arg("--state-dir")
             .arg(self.dir.join("state"))
             .arg("--run-dir")

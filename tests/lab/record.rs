@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Programs that every lab test starts.
 const PROGRAMS: [&str; 3] = ["ip", "nft", "turnserver"];
 
+/// Stands among a test's programs where it makes sense on the kernel back end alone.
+pub const KERNEL_ONLY: &str = "kernel back end";
+
 /// The back end under test: `PEERVPN_TEST_BACKEND`, else the kernel's where it has one.
 pub fn backend() -> &'static str {
     static BACKEND: OnceLock<String> = OnceLock::new();
@@ -41,8 +44,11 @@ pub fn missing(also: &[&str]) -> Option<String> {
     if unsafe { libc::geteuid() } != 0 {
         return Some("root".to_owned());
     }
+    if also.contains(&KERNEL_ONLY) && backend() != "kernel" {
+        return Some("the kernel back end (PEERVPN_TEST_BACKEND=kernel)".to_owned());
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let lacking = PROGRAMS.iter().chain(also).find(|program| {
+    let lacking = PROGRAMS.iter().chain(also).filter(|name| **name != KERNEL_ONLY).find(|program| {
         !std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).any(|dir| dir.join(program).exists())
     });
     if let Some(program) = lacking {
@@ -92,7 +98,7 @@ impl Drop for Record<'_> {
 /// Declares lab tests: `lab_test!(fn name() { … })`, with the programs it needs beyond the common ones in brackets.
 #[macro_export]
 macro_rules! lab_tests {
-    ($($(#[$doc:meta])* fn $name:ident($($program:literal),*) $body:block)*) => {$(
+    ($($(#[$doc:meta])* fn $name:ident($($program:expr),*) $body:block)*) => {$(
         $(#[$doc])*
         #[test]
         fn $name() {

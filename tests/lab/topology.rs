@@ -130,6 +130,8 @@ pub struct Site {
     pub host6: Option<Ipv6Addr>,
     /// Private directory of the site: state and run directories of its node.
     pub dir: PathBuf,
+    /// A program with its arguments under which `peervpn` is run here; empty for none.
+    pub under: Vec<String>,
     plan: Plan,
     place: &'static Place,
 }
@@ -231,7 +233,17 @@ impl Site {
              link set {short} up\n",
             edge = router.as_ref().unwrap_or(&host).name,
         ));
-        let site = |host4, public4, host6| Site { host: host.clone(), router, host4, public4, host6, dir, plan, place };
+        let site = |host4, public4, host6| Site {
+            host: host.clone(),
+            router,
+            host4,
+            public4,
+            host6,
+            dir,
+            under: Vec::new(),
+            plan,
+            place,
+        };
         if plan.nat == Nat::Open {
             let site = site(*public4, *public4, has_v6.then(|| v6(net6, 0, 0x10)));
             site.host.ip(&site.edge_lines(&site.host));
