@@ -105,6 +105,11 @@ impl Applier {
         Ok(Applier { host, ipv6, log, interface: interface.to_owned(), mode, undos: Vec::new(), made: Vec::new() })
     }
 
+    /// `exit` or `connect`.
+    pub fn mode(&self) -> &'static str {
+        self.mode
+    }
+
     /// Interface name.
     pub fn interface(&self) -> &str {
         &self.interface

@@ -6,6 +6,7 @@
 mod admit;
 mod call;
 mod endpoints;
+mod manage;
 mod watch_mapping;
 
 use std::net::SocketAddr;
@@ -54,6 +55,7 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
             Some(Ok((mut exit, tap, server))) => {
                 let asked = exit.serve(&tap, server, &mut signals, &mut ground.applier, out).await;
                 exit.remember_endpoints();
+                exit.save_waiting(Instant::now());
                 let left = ground.applier.undo_all();
                 if let Some((asked, server)) = asked {
                     asked.reply(Response::Stopped { host: left.describe(), restored: left.none() });
@@ -118,13 +120,7 @@ async fn bring_up<'a>(
     let mut config = tunnel::device(&ground.key, port, 0);
     config.peers = store
         .peers()
-        .map(|peer| {
-            tunnel::peer(
-                &peer.public_key,
-                peer.endpoint.as_ref().and_then(Endpoint::socket_addr),
-                peer.tunnel_addresses.allowed_ips().to_vec(),
-            )
-        })
+        .map(|peer| admit::device_peer(peer, peer.endpoint.as_ref().and_then(Endpoint::socket_addr)))
         .collect();
 
     let tap = InitiationTap::open(port)?;
@@ -185,7 +181,8 @@ async fn bring_up<'a>(
     let mapping = (!servers.is_empty())
         .then(|| MappingWatch::start(port, 0, servers, &gathered.reflexive(), interval))
         .transpose()?;
-    let exit = Exit {
+    manage::recall_waiting(&mut admission, &state::waiting(places));
+    let mut exit = Exit {
         mapping,
         monitor,
         calls: Vec::new(),
@@ -202,6 +199,7 @@ async fn bring_up<'a>(
         wireguard,
         store,
     };
+    exit.ask_again(out);
     Ok((exit, tap, server))
 }
 
@@ -212,7 +210,7 @@ async fn learn_endpoints(
 ) -> Result<(u16, crate::nat::gather::Gathered), Failure> {
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
     if !servers.is_empty() {
-        out.event(&Event::Step(format!("asking {} STUN servers for our reflexive address", servers.len())));
+        out.event(&Event::Step(format!("asking STUN for our reflexive address ({} known servers)", servers.len())));
     }
     let ports = match options.node.port {
         Some(port) => port..=port,
@@ -285,6 +283,9 @@ impl Exit<'_> {
             Request::PeersPending => Ok(Response::Pending { pending: self.pending(Instant::now()) }),
             Request::PeersAccept { id, name } => self.accept(id, name.as_deref(), Instant::now(), applier, out),
             Request::PeersAdd { target, name } => self.add(target, name.as_deref(), applier, out),
+            Request::PeersDeny { id } => self.deny(id, Instant::now(), out),
+            Request::PeersRename { id, name } => self.rename(id, name.as_deref()),
+            Request::PeersRevoke { id } => self.revoke(id, applier, out),
             Request::Down => unreachable!("the event loop ends with it"),
         }
     }

@@ -13,6 +13,7 @@ pub mod device;
 pub mod event;
 pub mod exit;
 pub mod info;
+pub mod offline;
 pub mod mapping;
 pub mod nattest;
 pub mod recover;
@@ -95,8 +96,22 @@ impl Ground {
     ) -> Result<Box<dyn WireGuard>, Failure> {
         let mut wireguard = os::wireguard(&self.backend)?;
         match self.backend {
-            Backend::Kernel => self.applier.make(Change::Link { name: self.interface.clone() })?,
+            Backend::Kernel => {
+                // the driver switches it off for the whole host when its link comes up (drivers/net/wireguard/device.c,
+                // wg_open); recorded first, so that the undo puts it back
+                let key = "net/ipv4/conf/all/send_redirects".to_owned();
+                let redirects = Change::Sysctl { key, value: "0".to_owned(), beside: Vec::new() };
+                self.applier.make_all(vec![redirects, Change::Link { name: self.interface.clone() }])?;
+            }
             Backend::Userspace => self.start_device()?,
+        }
+        if self.applier.mode() == "exit" && !self.applier.ipv6 {
+            // peers may have IPv6: on a link that has none it would be swallowed instead of refused
+            let key = format!("net/ipv6/conf/{}/disable_ipv6", self.interface);
+            if self.applier.host.sysctl(&key)?.is_some() {
+                self.applier.host.set_sysctl(&key, "0")?;
+                self.applier.ipv6 = true;
+            }
         }
         let addresses: Vec<IpNetwork> =
             addresses.iter().filter(|a| a.is_ipv4() || self.applier.ipv6).map(|a| IpNetwork::from(*a)).collect();
