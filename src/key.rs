@@ -82,6 +82,11 @@ impl<'de> serde::Deserialize<'de> for PublicKey {
 pub struct PrivateKey(StaticSecret);
 
 impl PrivateKey {
+    /// From raw bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        PrivateKey(StaticSecret::from(bytes))
+    }
+
     /// A fresh key from the operating system's randomness.
     pub fn generate() -> Self {
         PrivateKey(StaticSecret::random())
@@ -121,6 +126,62 @@ impl FromStr for PrivateKey {
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PrivateKey(of {})", self.public())
+    }
+}
+
+/// A symmetric key that two peers share on top of their static keys.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PresharedKey(Secret);
+
+impl PresharedKey {
+    /// A fresh key from the operating system's randomness.
+    pub fn generate() -> Self {
+        let mut secret = Secret([0; 32]);
+        getrandom::fill(&mut secret.0).expect("the operating system has randomness");
+        PresharedKey(secret)
+    }
+
+    /// From raw bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        PresharedKey(Secret(bytes))
+    }
+
+    /// The raw bytes, for the device.
+    pub fn secret(&self) -> Secret {
+        self.0.clone()
+    }
+
+    /// Base64 text, wiped when dropped.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(self.0.0))
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(…)")
+    }
+}
+
+impl FromStr for PresharedKey {
+    type Err = KeyError;
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Ok(PresharedKey(Secret(*decode(text)?)))
+    }
+}
+
+/// For files of mode 0600 and for what goes through the tunnel; nowhere else.
+impl serde::Serialize for PresharedKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_base64())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PresharedKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        // the error must not repeat the text
+        text.parse().map_err(|_| serde::de::Error::custom("not a preshared key"))
     }
 }
 

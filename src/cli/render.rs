@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::style::{Style, bytes, span, tame};
 use crate::error::Failure;
-use crate::node::control::{PeerStatus, PendingPeer, Status};
+use crate::node::control::{Changed, PeerStatus, PendingPeer, Status};
 use crate::node::event::Event;
 
 /// Where text goes.
@@ -174,6 +174,20 @@ pub(super) fn pending(out: Out, pending: &[PendingPeer], style: Style) -> io::Re
         ]
     });
     columns(out, ["PEER ID", "ENDPOINT", "ASKED", "PUBLIC KEY"], rows, style)
+}
+
+/// What was done to a peer.
+pub(super) fn changed(out: Out, changed: &Changed) -> io::Result<()> {
+    let Changed { done, peer_id, name, .. } = changed;
+    let whom = name.as_deref().map_or_else(|| peer_id.clone(), |name| format!("{peer_id} ({})", tame(name)));
+    match done.as_str() {
+        "denied" => writeln!(out, "Peer {whom} is not let in and is ignored for an hour."),
+        "renamed" => writeln!(out, "Peer {whom} has its name."),
+        "withdrawn" => writeln!(out, "The invite {whom} is void."),
+        _ => {
+            writeln!(out, "Peer {whom} is out. Its key is not let in again until: sudo peervpn peers accept {peer_id}")
+        }
+    }
 }
 
 /// Label and value, the values below each other.

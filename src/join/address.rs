@@ -17,6 +17,13 @@
 //! The two loops are independent: each starts from the first `H`. A prefix is always /32 or /128. Two peers of one exit
 //! may share an IPv4 address (24 bits); [`crate::join::admission`] refuses the second one.
 //!
+//! # Doors
+//!
+//! The key of an invite has one IPv4 address of another kind, its door: `a9 fe` (169.254.0.0/16, link-local, RFC 3927),
+//! then `H[8..10]`; while it lies in the first or last 256 of them (reserved, RFC 3927 §2.1), in 169.254.169.0/24 (cloud
+//! metadata services) or ends in 0 or 255: `H := SHA-256(H)` and again. Like every link-local address it is good for this
+//! link only: the exit forwards nothing from it. It leads to the control service ([`super::service`]).
+//!
 //! # Test vectors
 //!
 //! The exit's key is the bytes `00 01 … 1f`; its addresses are `10.3.93.123` and `fdd9:205e:e6c4::1`. More, made with
@@ -64,6 +71,24 @@ pub fn exit_addresses(exit: &PublicKey) -> TunnelAddresses {
 /// A peer's tunnel addresses on this exit.
 pub fn peer_addresses(exit: &PublicKey, peer: &PublicKey) -> TunnelAddresses {
     TunnelAddresses { v4: v4(peer), v6: v6(exit, identifier(address_hash(peer))) }
+}
+
+/// The address of an invite's slot, from the public half of the invite's key.
+pub fn door(slot: &PublicKey) -> Ipv4Addr {
+    let mut hash = address_hash(slot);
+    loop {
+        let door = Ipv4Addr::new(169, 254, hash[8], hash[9]);
+        if is_door(door) {
+            return door;
+        }
+        hash = Sha256::digest(hash).into();
+    }
+}
+
+/// Whether a slot can have this address.
+pub fn is_door(address: Ipv4Addr) -> bool {
+    let [_, _, third, last] = address.octets();
+    address.is_link_local() && !matches!(third, 0 | 169 | 255) && !matches!(last, 0 | 255)
 }
 
 fn address_hash(key: &PublicKey) -> [u8; 32] {
@@ -172,6 +197,19 @@ mod tests {
             assert!(ten == 10 && second != 0 && last != 0 && last != 255, "{addresses:?}");
             assert_eq!(addresses.v6.octets()[..8], exit_addresses(&exit).v6.octets()[..8]);
             assert_ne!(addresses.v6, exit_addresses(&exit).v6);
+        }
+    }
+
+    #[test]
+    fn doors_are_link_local_and_nobodys() {
+        for number in 0..20_000u32 {
+            let mut key = PublicKey([7; 32]);
+            key.0[..4].copy_from_slice(&number.to_be_bytes());
+            assert!(is_door(door(&key)), "{}", door(&key));
+        }
+        assert_eq!(door(&EXIT.parse().unwrap()), "169.254.3.93".parse::<Ipv4Addr>().unwrap());
+        for no in ["169.254.0.7", "169.254.255.7", "169.254.169.254", "169.254.7.0", "169.254.7.255", "10.3.93.123"] {
+            assert!(!is_door(no.parse().unwrap()), "{no}");
         }
     }
 

@@ -266,6 +266,31 @@ impl Admission {
         Ok(peer)
     }
 
+    /// Puts someone back on the list who waited before a restart; does nothing about keys already decided on.
+    pub fn wait_again(&mut self, key: PublicKey, source: SocketAddr, since: Instant, now: Instant) {
+        if self.accept != Accept::Ask || self.is_settled(&key) || self.denied.contains(&key, now) {
+            return;
+        }
+        let addresses = peer_addresses(&self.exit, &key);
+        if self.holder(&key, addresses).is_none() {
+            self.wait(key, source, addresses, now);
+            if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.peer.key == key) {
+                waiting.peer.first_seen = since;
+            }
+        }
+    }
+
+    /// Keeps ignoring a key that was denied before a restart.
+    pub fn deny_until(&mut self, key: PublicKey, until: Instant) {
+        self.waiting.retain(|waiting| waiting.peer.key != key);
+        self.denied.insert(key, until);
+    }
+
+    /// Keys that are ignored for a while, and until when.
+    pub fn denied(&self, now: Instant) -> impl Iterator<Item = (PublicKey, Instant)> {
+        self.denied.0.iter().filter(move |(_, until)| **until > now).map(|(key, until)| (*key, *until))
+    }
+
     /// Who waits, longest first.
     pub fn pending(&mut self, now: Instant) -> Vec<Pending> {
         self.expire(now);
@@ -418,6 +443,25 @@ mod tests {
         }
         assert_eq!(admission.denied.0.len(), MAX_REMEMBERED);
         assert!(admission.denied.contains(&key(2999), now), "the newest stay");
+    }
+
+    #[test]
+    fn a_restart_keeps_who_waits_and_who_was_denied() {
+        let mut admission = Admission::new(Accept::Ask, EXIT);
+        let start = Instant::now();
+        let now = start + 100 * SECOND;
+        admission.know(key(1), addresses(1));
+        admission.deny_until(key(2), now + SECOND);
+        for number in 1..4 {
+            admission.wait_again(key(number), source(1), start, now);
+        }
+        let pending = admission.pending(now);
+        assert_eq!(pending.len(), 1);
+        assert_eq!((pending[0].key, pending[0].first_seen, pending[0].last_seen), (key(3), start, now));
+        assert_eq!(admission.consider(key(3), source(1), now), AGAIN, "it was announced");
+        assert_eq!(admission.consider(key(2), source(1), now), Decision::Denied);
+        assert_eq!(admission.denied(now).collect::<Vec<_>>(), [(key(2), now + SECOND)]);
+        assert_eq!(admission.denied(now + SECOND).count(), 0);
     }
 
     #[test]

@@ -11,3 +11,4 @@ mod bucket;
 pub mod connect;
 pub mod initiation;
 pub mod peers;
+pub mod waiting;

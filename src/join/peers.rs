@@ -1,30 +1,40 @@
 //! The peers file: who was let in, and who was thrown out. Pure: text in, text out; the caller keeps the file.
 //!
 //! ```json
-//! {"version":1,
+//! {"version":2,
 //! "peers":[
-//! {"public_key":"…","name":"phone","tunnel_addresses":{"v4":"10.3.93.123","v6":"fd…"},"how":"accepted","added_at":1767225600,"endpoint":"203.0.113.10:40001"}],
+//! {"public_key":"…","name":"phone","tunnel_addresses":{"v4":"10.3.93.123","v6":"fd…"},"how":"accepted","added_at":1767225600,"endpoint":"203.0.113.10:40001","preshared_key":"…","stock":true,"use_by":1767312000}],
 //! "revoked":[
-//! {"public_key":"…","name":"old laptop","revoked_at":1767225600}]}
+//! {"public_key":"…","name":"old laptop","revoked_at":1767225600}],
+//! "invites":[
+//! {"public_key":"…","name":"Ann","door":"169.254.7.9","preshared_key":"…","made_at":1767225600,"expires_at":1767312000,"reusable":false,"redeemed":["…"],"unconfirmed":["…"]}]}
 //! ```
 //!
-//! `name` and `endpoint` may be absent; times are seconds since 1970. Any other field, a second record of the same key,
-//! name or address, or a version this program doesn't know is an error: half-understood files would lose peers when
-//! written again. Whoever adds a field (invites, a preshared key) raises [`VERSION`] and goes on reading the older ones.
-//! The same peers always give the same bytes.
+//! Times are seconds since 1970. `name`, `endpoint`, `preshared_key`, `stock`, `use_by`, `redeemed`, `unconfirmed` may be
+//! absent. Any other field, a second record of the same key, name or address, or a version this program doesn't know is
+//! an error: half-understood files would lose peers when written again. Whoever adds a field raises [`VERSION`] and goes
+//! on reading the older ones: version 1 had no invites and nothing behind `endpoint`. The same peers always give the
+//! same bytes. The file holds preshared keys: mode 0600.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::address::TunnelAddresses;
 use super::connect::Endpoint;
 use crate::error::{Hint, Status};
-use crate::key::PublicKey;
+use crate::key::{PresharedKey, PublicKey};
+
+mod invites;
+
+pub use invites::{Invite, MAX_INVITES, Redeemed};
 
 /// Version of the format that is written.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
+/// Oldest version that is read.
+const OLDEST: u64 = 1;
 /// Most peers, and most revoked keys.
 pub const MAX_PEERS: usize = 20_000;
 /// Longest file in bytes: [`MAX_PEERS`] of each kind with the longest names take less.
@@ -76,6 +86,32 @@ pub struct Peer {
     /// Where it was last known to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// Mixed into its handshakes; of those who came by an invite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<PresharedKey>,
+    /// Its key was made here and given out in a wg-quick file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stock: bool,
+    /// Nobody has used it so far; it is forgotten at this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_by: Option<u64>,
+}
+
+impl Peer {
+    /// A peer without a name, endpoint or preshared key.
+    pub fn new(public_key: PublicKey, tunnel_addresses: TunnelAddresses, how: How, added_at: u64) -> Self {
+        Peer {
+            public_key,
+            name: None,
+            tunnel_addresses,
+            how,
+            added_at,
+            endpoint: None,
+            preshared_key: None,
+            stock: false,
+            use_by: None,
+        }
+    }
 }
 
 /// A key that is never let in again, unless the operator adds it.
@@ -106,6 +142,12 @@ pub enum PeersError {
     /// More than [`MAX_PEERS`].
     #[error("there are more than {MAX_PEERS} peers or revoked keys")]
     Full,
+    /// More than [`MAX_INVITES`].
+    #[error("there are more than {MAX_INVITES} invites")]
+    FullOfInvites,
+    /// A record that no invite of ours has.
+    #[error("the invite {} is damaged", .0.peer_id())]
+    Invite(PublicKey),
     /// The key is there already, known or revoked.
     #[error("peer {} is there twice", .0.peer_id())]
     DuplicateKey(PublicKey),
@@ -152,6 +194,10 @@ impl Hint for PeersError {
             }
             PeersError::Version(_) => "a newer peervpn wrote it: use that one, or move peers.json away".to_owned(),
             PeersError::Full => "peervpn peers revoke ID makes room among the peers".to_owned(),
+            PeersError::FullOfInvites => {
+                "wait until some have expired, or take one back: peervpn peers revoke ID".to_owned()
+            }
+            PeersError::Invite(_) => "mend or delete its line in peers.json".to_owned(),
             PeersError::DuplicateKey(_) => "peervpn peers list shows it".to_owned(),
             PeersError::DuplicateName(_) | PeersError::Name { .. } => {
                 format!("choose another name: 1 to {MAX_NAME} printable characters")
@@ -236,6 +282,8 @@ struct File {
     _version: u64,
     peers: Vec<Peer>,
     revoked: Vec<Revoked>,
+    #[serde(default)]
+    invites: Vec<Invite>,
 }
 
 /// The peers and the revoked keys. A key is at most one of the two; names and tunnel addresses are unique.
@@ -243,6 +291,7 @@ struct File {
 pub struct PeerStore {
     peers: BTreeMap<PublicKey, Peer>,
     revoked: BTreeMap<PublicKey, Revoked>,
+    invites: BTreeMap<PublicKey, Invite>,
 }
 
 impl PeerStore {
@@ -252,7 +301,7 @@ impl PeerStore {
             return Err(PeersError::TooLong(text.len()));
         }
         let AnyVersion { version } = serde_json::from_slice(text).map_err(PeersError::Json)?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(PeersError::Version(version));
         }
         let file: File = serde_json::from_slice(text).map_err(PeersError::Json)?;
@@ -288,15 +337,21 @@ impl PeerStore {
                 return Err(PeersError::DuplicateKey(key));
             }
         }
+        store.read_invites(file.invites)?;
         Ok(store)
     }
 
-    /// Writes a peers file: one record a line, sorted by key.
-    pub fn to_json(&self) -> String {
-        let mut text = format!("{{\"version\":{VERSION},\n\"peers\":[");
+    /// Writes a peers file: one record a line, sorted by key. Wiped when dropped.
+    pub fn to_json(&self) -> Zeroizing<String> {
+        // room for all at once: a growing buffer would leave copies of secrets behind
+        let room = 512 * (1 + self.peers.len() + self.revoked.len() + self.invites.len());
+        let mut text = Zeroizing::new(String::with_capacity(room));
+        text.push_str(&format!("{{\"version\":{VERSION},\n\"peers\":["));
         write_records(&mut text, self.peers.values());
         text.push_str("],\n\"revoked\":[");
         write_records(&mut text, self.revoked.values());
+        text.push_str("],\n\"invites\":[");
+        write_records(&mut text, self.invites.values());
         text.push_str("]}\n");
         text
     }
@@ -337,6 +392,32 @@ impl PeerStore {
         }
         let named = self.peers.values().find(|peer| peer.name.as_deref() == Some(text));
         named.ok_or_else(|| PeersError::Unknown(text.chars().take(MAX_NAME).collect()))
+    }
+
+    /// The revoked key a person means: by public key, peer ID or the name it had.
+    pub fn find_revoked(&self, text: &str) -> Option<&Revoked> {
+        let text = text.trim();
+        let means = |key: &PublicKey, name: Option<&str>| designates(text, key) || name == Some(text);
+        let mut fitting = self.revoked.values().filter(|r| means(&r.public_key, r.name.as_deref()));
+        match (fitting.next(), fitting.next()) {
+            (found, None) => found,
+            _ => None,
+        }
+    }
+
+    /// Lifts a revocation without letting the key in: it may ask again.
+    pub fn pardon(&mut self, key: &PublicKey) -> bool {
+        self.revoked.remove(key).is_some()
+    }
+
+    /// The first of the peers was heard of: it stays. `false` if there is no such peer, or it was known.
+    pub fn used(&mut self, key: &PublicKey) -> bool {
+        self.peers.get_mut(key).is_some_and(|peer| peer.use_by.take().is_some())
+    }
+
+    /// Whether nobody has this tunnel address.
+    pub fn is_free(&self, addresses: &TunnelAddresses) -> bool {
+        !self.peers.values().any(|p| p.tunnel_addresses.v4 == addresses.v4 || p.tunnel_addresses.v6 == addresses.v6)
     }
 
     /// Adds a peer; lifts a revocation of its key. On an error nothing has changed.
@@ -380,6 +461,7 @@ impl PeerStore {
             return Err(PeersError::Full);
         }
         let peer = self.peers.remove(key).expect("looked up above");
+        self.confirm(key);
         self.revoked.insert(*key, Revoked { public_key: *key, name: peer.name.clone(), revoked_at: now });
         Ok(peer)
     }
@@ -406,7 +488,8 @@ impl PeerStore {
     fn check_new_name(&self, key: &PublicKey, name: Option<&str>) -> Result<(), PeersError> {
         let Some(name) = name else { return Ok(()) };
         check_name(name)?;
-        let taken = self.peers.values().any(|other| other.public_key != *key && other.name.as_deref() == Some(name));
+        let taken = self.peers.values().any(|other| other.public_key != *key && other.name.as_deref() == Some(name))
+            || self.invites.values().any(|invite| invite.holds_name(name));
         if taken { Err(PeersError::DuplicateName(name.to_owned())) } else { Ok(()) }
     }
 }
@@ -414,7 +497,8 @@ impl PeerStore {
 fn write_records<'a, T: Serialize + 'a>(text: &mut String, records: impl Iterator<Item = &'a T>) {
     for (index, record) in records.enumerate() {
         text.push_str(if index == 0 { "\n" } else { ",\n" });
-        text.push_str(&serde_json::to_string(record).expect("plain records always serialize"));
+        let record = serde_json::to_string(record).expect("plain records always serialize");
+        text.push_str(&Zeroizing::new(record));
     }
 }
 
@@ -438,6 +522,9 @@ mod tests {
             how: How::Accepted,
             added_at: 1_767_225_600,
             endpoint: Some("[2001:db8::1]:40001".parse().unwrap()),
+            preshared_key: None,
+            stock: false,
+            use_by: None,
         }
     }
 
@@ -454,12 +541,12 @@ mod tests {
         let text = store.to_json();
         let (v4, v6) = (peer(2).tunnel_addresses.v4, peer(2).tunnel_addresses.v6);
         assert_eq!(
-            text,
+            *text,
             format!(
-                "{{\"version\":1,\n\"peers\":[\n{{\"public_key\":\"{}\",\"name\":\"phone\",\"tunnel_addresses\":\
+                "{{\"version\":2,\n\"peers\":[\n{{\"public_key\":\"{}\",\"name\":\"phone\",\"tunnel_addresses\":\
                  {{\"v4\":\"{v4}\",\"v6\":\"{v6}\"}},\"how\":\"accepted\",\"added_at\":1767225600,\
                  \"endpoint\":\"[2001:db8::1]:40001\"}}],\n\"revoked\":[\n{{\"public_key\":\"{}\",\
-                 \"revoked_at\":1767225601}}]}}\n",
+                 \"revoked_at\":1767225601}}],\n\"invites\":[]}}\n",
                 key(2),
                 key(1)
             )
@@ -503,7 +590,7 @@ mod tests {
             ("", "the peers file cannot be read: EOF", "mend peers.json"),
             ("[]", "the peers file cannot be read: ", "mend peers.json"),
             (&good[..good.len() / 2], "the peers file cannot be read: ", "mend peers.json"),
-            ("{\"version\":2,\"what\":0}", "the peers file has version 2, this program knows 1", "a newer peervpn"),
+            ("{\"version\":3,\"what\":0}", "the peers file has version 3, this program knows 2", "a newer peervpn"),
             (&good.replace("\"how\"", "\"who\""), "the peers file cannot be read: unknown field `who`", "mend"),
             (&good.replace("accepted", "guessed"), "the peers file cannot be read: unknown variant", "mend"),
             (&good.replace(&key(1).to_string(), "AAAA"), "the peers file cannot be read: a key has 44", "mend"),
@@ -522,7 +609,7 @@ mod tests {
                 "peervpn peers list",
             ),
             (&good.replace("[2001:db8::1]", "2001:db8::1"), "the peers file cannot be read: endpoint", "mend"),
-            (&format!("{good}x"), "the peers file cannot be read: trailing characters", "mend"),
+            (&format!("{}x", *good), "the peers file cannot be read: trailing characters", "mend"),
         ];
         for (text, message, hint) in cases {
             let failure = Failure::from(PeerStore::parse(text.as_bytes()).expect_err(text));
@@ -592,7 +679,7 @@ mod tests {
         #[test]
         fn a_changed_byte_never_reads_as_something_else_silently(at in 0usize..600, byte in 0u8..=255) {
             let text = store([peer(1), peer(2)]).to_json();
-            let mut bytes = text.into_bytes();
+            let mut bytes = text.as_bytes().to_vec();
             let at = at % bytes.len();
             bytes[at] = byte;
             if let Ok(read) = PeerStore::parse(&bytes) {

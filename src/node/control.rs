@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{DEFAULT_INTERFACE, Places};
 use crate::error::Failure;
 use crate::join::connect::ConnectString;
+use crate::join::peers::Peer;
 use crate::key::PublicKey;
 
 /// Longest request in bytes.
@@ -45,6 +46,23 @@ pub enum Request {
         /// The name to give it.
         name: Option<String>,
     },
+    /// Don't let a waiting peer in.
+    PeersDeny {
+        /// Its peer ID or public key.
+        id: String,
+    },
+    /// Give a peer another name.
+    PeersRename {
+        /// Its peer ID, public key or name.
+        id: String,
+        /// The name; none takes it away.
+        name: Option<String>,
+    },
+    /// Throw a peer out, or take an invite back; answered when the device has forgotten it.
+    PeersRevoke {
+        /// Its peer ID, public key or name.
+        id: String,
+    },
     /// Stop and put the host back; answered when that is done.
     Down,
 }
@@ -67,6 +85,8 @@ pub enum Response {
     },
     /// To [`Request::PeersAccept`] and [`Request::PeersAdd`].
     Accepted(PeerStatus),
+    /// To [`Request::PeersDeny`], [`Request::PeersRename`] and [`Request::PeersRevoke`].
+    Changed(Changed),
     /// To [`Request::Down`]: the node has stopped.
     Stopped {
         /// `restored`, or what is left.
@@ -123,6 +143,43 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// `accepted`, `any`, `invite`, `added`, or `exit` for the exit we are connected to.
     pub how: String,
+}
+
+impl PeerStatus {
+    /// A peer as the peers file has it, without a device.
+    pub fn at_rest(peer: &Peer) -> Self {
+        PeerStatus {
+            peer_id: peer.public_key.peer_id(),
+            name: peer.name.clone(),
+            public_key: peer.public_key,
+            endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+            tunnel_addresses: peer.tunnel_addresses.to_vec(),
+            last_handshake_s: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            how: peer.how.as_str().to_owned(),
+        }
+    }
+}
+
+/// A peer to which something was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// `denied`, `renamed`, `revoked`, or `withdrawn` for an invite.
+    pub done: String,
+    /// Peer ID.
+    pub peer_id: String,
+    /// Static public key.
+    pub public_key: PublicKey,
+    /// Name, if it has one.
+    pub name: Option<String>,
+}
+
+impl Changed {
+    /// What was done, to whom.
+    pub fn new(done: &str, key: PublicKey, name: Option<String>) -> Self {
+        Changed { done: done.to_owned(), peer_id: key.peer_id(), public_key: key, name }
+    }
 }
 
 /// One peer that waits for admission.

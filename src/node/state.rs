@@ -1,5 +1,5 @@
-//! What a node keeps between runs, in the state directory (0700): the identity key and the peers file, both written
-//! whole, by rename, and synced. A file that does not read is never overwritten.
+//! What a node keeps between runs, in the state directory (0700): the identity key, the peers file, who waits; all
+//! written whole, by rename, and synced. A file that does not read is never overwritten.
 
 use std::path::PathBuf;
 
@@ -10,6 +10,7 @@ use super::apply::unwritable;
 use crate::config::Places;
 use crate::error::{Failure, chain};
 use crate::join::peers::{self, PeerStore};
+use crate::join::waiting::{self, Waiting};
 use crate::key::PrivateKey;
 
 /// The key file: 44 characters of base64 and a newline.
@@ -66,6 +67,26 @@ pub fn peers(places: &Places) -> Result<PeerStore, Failure> {
 /// Writes the peers file.
 pub fn save_peers(places: &Places, store: &PeerStore) -> Result<(), Failure> {
     files::write_atomic(&peers_path(places), store.to_json().as_bytes(), 0o600).map_err(unwritable)
+}
+
+fn waiting_path(places: &Places) -> PathBuf {
+    places.state_dir.join("waiting.json")
+}
+
+/// Who waited and who was denied when the last exit wrote it; nobody if it can't be read.
+pub fn waiting(places: &Places) -> Waiting {
+    let bytes = files::read_bounded(&waiting_path(places), waiting::MAX_FILE).ok().flatten();
+    Waiting::parse(&bytes.unwrap_or_default())
+}
+
+/// Writes who waits and who was denied.
+pub fn save_waiting(places: &Places, waiting: &Waiting) -> Result<(), Failure> {
+    files::write_atomic(&waiting_path(places), waiting.to_json().as_bytes(), 0o600).map_err(unwritable)
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn unreadable(error: peervpn_platform::Error) -> Failure {

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use ipnetwork::IpNetwork;
-use peervpn_platform::types::{Route, RouteKind};
+use peervpn_platform::types::{PeerConfig, Route, RouteKind};
 use peervpn_platform::{Host as _, OUR_PROTOCOL};
 use tokio::sync::mpsc;
 
@@ -17,7 +17,7 @@ use crate::join::admission::{Decision, Pending};
 use crate::join::connect::Endpoint;
 use crate::join::initiation::Verdict;
 use crate::join::peers::{How, Peer, check_name};
-use crate::key::PublicKey;
+use crate::key::{PresharedKey, PublicKey};
 use crate::node::apply::Applier;
 use crate::node::control::{PendingPeer, Response};
 use crate::node::event::{Event, Output};
@@ -40,6 +40,14 @@ pub fn routes(interface: &str, addresses: &TunnelAddresses, ipv6: bool) -> Vec<R
         mtu: None,
     };
     addresses.allowed_ips().into_iter().filter(|prefix| prefix.is_ipv4() || ipv6).map(route).collect()
+}
+
+/// A peer as the device is to have it.
+pub fn device_peer(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerConfig {
+    PeerConfig {
+        preshared_key: peer.preshared_key.as_ref().map(PresharedKey::secret),
+        ..tunnel::peer(&peer.public_key, endpoint, peer.tunnel_addresses.allowed_ips().to_vec())
+    }
 }
 
 /// Newcomers asked about on the terminal, one at a time.
@@ -96,7 +104,8 @@ impl Exit<'_> {
         };
         match self.admission.consider(key, source, now) {
             Decision::Admit(addresses) => {
-                if let Err(failure) = self.let_in(&key, addresses, Some(source), How::Any, None, applier, out) {
+                let peer = Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Any, state::now()) };
+                if let Err(failure) = self.let_in(peer, applier, out) {
                     out.event(&Event::Warning(format!("{} could not be let in: {}", key.peer_id(), failure.message)));
                 }
             }
@@ -109,6 +118,7 @@ impl Exit<'_> {
                         ask(&key, source, out);
                     }
                 }
+                self.save_waiting(now);
             }
             Decision::Collision { with, first: true } => out.event(&Event::Warning(format!(
                 "{} could not be let in: its tunnel address is that of {}. A new key for it makes a new address",
@@ -190,17 +200,40 @@ impl Exit<'_> {
         if let Some(name) = name {
             check_name(name)?;
         }
-        // if it can't be let in now, its next initiation puts it back on the list
-        let pending = self.admission.accept(id, now)?;
-        self.let_in(&pending.key, pending.addresses, Some(pending.source), How::Accepted, name, applier, out)?;
+        let peer = match self.admission.accept(id, now) {
+            // if it can't be let in now, its next initiation puts it back on the list
+            Ok(Pending { key, addresses, source, .. }) => {
+                Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Accepted, state::now()) }
+            }
+            Err(error) => self.pardoned(id).ok_or(error)?,
+        };
+        let peer = Peer { name: name.map(str::to_owned).or(peer.name), ..peer };
+        let key = peer.public_key;
+        self.let_in(peer, applier, out)?;
+        self.decided(&key, now, out);
+        self.peer_answer(&key, applier)
+    }
+
+    /// Nobody need be asked about this key any more.
+    pub(super) fn decided(&mut self, key: &PublicKey, now: Instant, out: &mut dyn Output) {
         if let Some(questions) = &mut self.questions {
-            let asked = questions.newcomers.front() == Some(&pending.key);
-            questions.newcomers.retain(|key| *key != pending.key);
+            let asked = questions.newcomers.front() == Some(key);
+            questions.newcomers.retain(|other| other != key);
             if asked {
                 self.ask_next(now, out);
             }
         }
-        self.peer_answer(&pending.key, applier)
+        self.save_waiting(now);
+    }
+
+    /// Asks about those who waited before a restart.
+    pub(super) fn ask_again(&mut self, out: &mut dyn Output) {
+        let now = Instant::now();
+        let waiting = self.admission.pending(now);
+        if let Some(questions) = &mut self.questions {
+            questions.newcomers.extend(waiting.iter().map(|pending| pending.key));
+            self.ask_next(now, out);
+        }
     }
 
     /// A peer as it stands, for an answer.
@@ -213,50 +246,35 @@ impl Exit<'_> {
 
     /// Puts a peer into WireGuard, routes to it, remembers it. With endpoint and keepalive in one request on a device
     /// that is up, our side initiates at once, through the NAT that the peer's own packet has opened.
-    #[expect(clippy::too_many_arguments, reason = "who, where, how, and the two things every event handler has")]
-    pub(super) fn let_in(
-        &mut self,
-        key: &PublicKey,
-        tunnel_addresses: TunnelAddresses,
-        endpoint: Option<SocketAddr>,
-        how: How,
-        name: Option<&str>,
-        applier: &mut Applier,
-        out: &mut dyn Output,
-    ) -> Result<(), Failure> {
-        let added_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let peer = Peer {
-            public_key: *key,
-            name: name.map(str::to_owned),
-            tunnel_addresses,
-            how,
-            added_at,
-            endpoint: endpoint.map(Endpoint::from),
-        };
+    pub(super) fn let_in(&mut self, peer: Peer, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
+        let Peer { public_key: key, tunnel_addresses, how, .. } = peer;
+        let endpoint = peer.endpoint.as_ref().and_then(Endpoint::socket_addr);
+        let config = device_peer(&peer, endpoint);
+        let revoked = self.store.is_revoked(&key).then(|| self.store.clone());
         self.store.add(peer)?;
         let interface = applier.interface().to_owned();
         let done = self
             .wireguard
-            .configure(
-                &interface,
-                &tunnel::peers(vec![tunnel::peer(key, endpoint, tunnel_addresses.allowed_ips().to_vec())]),
-            )
+            .configure(&interface, &tunnel::peers(vec![config]))
             .map_err(Failure::from)
             .and_then(|()| Ok(applier.host.add_routes(&routes(&interface, &tunnel_addresses, applier.ipv6))?))
             .and_then(|()| state::save_peers(self.places, &self.store));
         if let Err(failure) = done {
             // all or nothing: a peer that can't be kept is not let in
-            self.store.remove(key);
-            let _ = self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(key)]));
+            self.store.remove(&key);
+            if let Some(before) = revoked {
+                self.store = before;
+            }
+            let _ = self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&key)]));
             for route in routes(&interface, &tunnel_addresses, applier.ipv6) {
                 let _ = applier.host.delete_route(&route);
             }
             return Err(failure);
         }
-        self.admission.know(*key, tunnel_addresses);
+        self.admission.know(key, tunnel_addresses);
         out.event(&Event::Joined {
             peer_id: key.peer_id(),
-            public_key: *key,
+            public_key: key,
             tunnel_addresses: tunnel_addresses.to_vec(),
             how: how.as_str(),
         });

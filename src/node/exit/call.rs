@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Exit;
+use super::admit::device_peer;
 use crate::error::Failure;
 use crate::join::connect::{ConnectString, Endpoint};
-use crate::join::peers::{How, check_name};
+use crate::join::peers::{How, Peer, check_name};
 use crate::key::PublicKey;
 use crate::node::apply::Applier;
 use crate::node::control::Response;
 use crate::node::event::Output;
+use crate::node::state;
 use crate::tunnel;
 
 /// WireGuard repeats an unanswered initiation after 5 s only; removing and adding the peer makes it call at once.
@@ -26,6 +28,13 @@ pub struct Call {
     turn: usize,
     next: Instant,
     until: Instant,
+}
+
+impl Call {
+    /// It calls another peer than this.
+    pub fn is_not(&self, key: &PublicKey) -> bool {
+        self.key != *key
+    }
 }
 
 /// When the next call is due.
@@ -66,7 +75,12 @@ impl Exit<'_> {
             None => {
                 let addresses = crate::join::address::peer_addresses(&self.key.public(), &key);
                 self.admission.collision(&key, addresses)?;
-                self.let_in(&key, addresses, endpoints.first().copied(), How::Added, name, applier, out)?;
+                let peer = Peer {
+                    name: name.map(str::to_owned),
+                    endpoint: endpoints.first().copied().map(Endpoint::from),
+                    ..Peer::new(key, addresses, How::Added, state::now())
+                };
+                self.let_in(peer, applier, out)?;
             }
         }
         self.calls.retain(|call| call.key != key);
@@ -100,7 +114,7 @@ impl Exit<'_> {
             call.next = now + CALL_AGAIN;
             tracing::debug!(peer = %call.key.peer_id(), remote = %endpoint, "calling");
             let Some(peer) = self.store.get(&call.key) else { continue };
-            let again = tunnel::peer(&call.key, Some(endpoint), peer.tunnel_addresses.allowed_ips().to_vec());
+            let again = device_peer(peer, Some(endpoint));
             let called = self
                 .wireguard
                 .configure(&interface, &tunnel::peers(vec![tunnel::removal(&call.key)]))

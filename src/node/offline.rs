@@ -1,0 +1,142 @@
+//! `peervpn peers` while no node runs: the same requests, answered from the state directory. What is changed holds from
+//! the next start of the exit.
+
+use std::net::SocketAddr;
+
+use peervpn_platform::os::{self, files};
+
+use super::control::{self, Changed, PeerStatus, PendingPeer, Request, Response};
+use super::{apply, state};
+use crate::config::{DEFAULT_INTERFACE, Places};
+use crate::error::Failure;
+use crate::join::address::peer_addresses;
+use crate::join::admission::{DENIED_FOR, PENDING_FOR};
+use crate::join::peers::{How, Peer, PeerStore, PeersError, check_name, designates};
+use crate::join::waiting::{Denied, Pending, Waiting};
+
+/// Asks the running node, or where none runs, the state directory.
+pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
+    let runs = control::running(places);
+    let none = interface.map_or(runs.is_empty(), |name| !runs.iter().any(|other| other == name));
+    // without a state directory there is nothing to answer from: let the usual error say so
+    if !none || matches!(request, Request::PeersAdd { .. }) || !places.state_dir.is_dir() || !os::privileged() {
+        return control::request(places, interface, request);
+    }
+    let state = State::read(places)?;
+    match request {
+        Request::PeersList => return Ok(Response::Peers { peers: state.list() }),
+        Request::PeersPending => return Ok(Response::Pending { pending: state.pending() }),
+        _ => {}
+    }
+    // nobody starts a node on these files meanwhile
+    let path = apply::journal_path(places, interface.unwrap_or(DEFAULT_INTERFACE));
+    files::private_dir(&apply::journal_dir(places)).map_err(apply::unwritable)?;
+    let log = match files::Log::open(&path).map_err(apply::unwritable)? {
+        files::LogOpen::Locked(log) => log,
+        files::LogOpen::Busy(_) => {
+            return Err(Failure::new("a node is just starting or stopping here", "try again in a moment"));
+        }
+    };
+    let answer = State::read(places)?.change(places, request);
+    // an orphan's journal must stay
+    if log.is_empty().unwrap_or(false) {
+        log.remove().map_err(apply::unwritable)?;
+    }
+    answer
+}
+
+struct State {
+    peers: PeerStore,
+    waiting: Waiting,
+    now: u64,
+}
+
+impl State {
+    fn read(places: &Places) -> Result<State, Failure> {
+        let now = state::now();
+        let mut waiting = state::waiting(places);
+        waiting.pending.retain(|pending| now.saturating_sub(pending.last) < PENDING_FOR.as_secs());
+        waiting.denied.retain(|denied| denied.until > now);
+        Ok(State { peers: state::peers(places)?, waiting, now })
+    }
+
+    fn list(&self) -> Vec<PeerStatus> {
+        self.peers.peers().map(PeerStatus::at_rest).collect()
+    }
+
+    fn pending(&self) -> Vec<PendingPeer> {
+        let mut pending: Vec<&Pending> = self.waiting.pending.iter().collect();
+        pending.sort_by_key(|p| (p.since, p.public_key));
+        let one = |p: &Pending| PendingPeer {
+            peer_id: p.public_key.peer_id(),
+            public_key: p.public_key,
+            endpoint: p.endpoint.to_string(),
+            since_s: self.now.saturating_sub(p.since),
+        };
+        pending.into_iter().map(one).collect()
+    }
+
+    fn change(mut self, places: &Places, request: &Request) -> Result<Response, Failure> {
+        let answer = match request {
+            Request::PeersAccept { id, name } => self.accept(places, id, name.clone())?,
+            Request::PeersDeny { id } => {
+                let pending = self.take_pending(id)?;
+                let until = self.now + DENIED_FOR.as_secs();
+                self.waiting.denied.push(Denied { public_key: pending.public_key, until });
+                Response::Changed(Changed::new("denied", pending.public_key, None))
+            }
+            Request::PeersRename { id, name } => {
+                let key = self.peers.find(id)?.public_key;
+                self.peers.rename(&key, name.as_deref())?;
+                Response::Changed(Changed::new("renamed", key, name.clone()))
+            }
+            Request::PeersRevoke { id } => match self.peers.find(id).map(|peer| peer.public_key) {
+                Ok(key) => {
+                    let peer = self.peers.revoke(&key, self.now)?;
+                    Response::Changed(Changed::new("revoked", key, peer.name))
+                }
+                Err(error) => {
+                    let invite = self.peers.find_invite(id).ok_or(error)?.clone();
+                    self.peers.remove_invite(&invite.public_key);
+                    Response::Changed(Changed::new("withdrawn", invite.public_key, invite.name))
+                }
+            },
+            _ => return control::request(places, None, request),
+        };
+        state::save_peers(places, &self.peers)?;
+        state::save_waiting(places, &self.waiting)?;
+        Ok(answer)
+    }
+
+    /// A waiting peer, or one that was revoked.
+    fn accept(&mut self, places: &Places, id: &str, name: Option<String>) -> Result<Response, Failure> {
+        if let Some(name) = &name {
+            check_name(name)?;
+        }
+        let exit = state::key_or_new(places)?.public();
+        let (key, name, endpoint): (_, _, Option<SocketAddr>) = match self.take_pending(id) {
+            Ok(pending) => (pending.public_key, name, Some(pending.endpoint)),
+            Err(failure) => {
+                let revoked = self.peers.find_revoked(id).ok_or(failure)?;
+                (revoked.public_key, name.or_else(|| revoked.name.clone()), None)
+            }
+        };
+        let addresses = peer_addresses(&exit, &key);
+        let peer =
+            Peer { name, endpoint: endpoint.map(Into::into), ..Peer::new(key, addresses, How::Accepted, self.now) };
+        let status = PeerStatus::at_rest(&peer);
+        self.peers.add(peer)?;
+        Ok(Response::Accepted(status))
+    }
+
+    fn take_pending(&mut self, id: &str) -> Result<Pending, Failure> {
+        let fitting: Vec<usize> = (0..self.waiting.pending.len())
+            .filter(|index| designates(id.trim(), &self.waiting.pending[*index].public_key))
+            .collect();
+        match fitting[..] {
+            [index] => Ok(self.waiting.pending.remove(index)),
+            [] => Err(crate::join::admission::AdmissionError::NotPending(id.chars().take(64).collect()).into()),
+            _ => Err(PeersError::Ambiguous(id.to_owned()).into()),
+        }
+    }
+}
