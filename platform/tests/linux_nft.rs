@@ -84,10 +84,11 @@ fn everything() -> Table {
         }
     }
     let mut all: Vec<Rule> = conditions.iter().map(|matches| rule(matches, &[Statement::Counter])).collect();
-    for statement in [Statement::Accept, Statement::Drop, Statement::Reject] {
+    for statement in [Statement::Accept, Statement::Drop, Statement::Reject, Statement::Jump("called".to_owned())] {
         all.push(rule(&[], &[statement]));
     }
     all.push(rule(&[Match::TcpSyn], &[Statement::ClampMss]));
+    all.push(rule(&[Match::L4Proto(6)], &[Statement::Counter, Statement::Reset]));
     all.push(rule(&[], &[Statement::SetMark(0x51820)]));
     all.push(rule(&[], &[Statement::SetCtMark(0x51820)]));
     all.push(Rule { comment: Some("ünïcode, 'quotes'".to_owned()), ..rule(&[], &[Statement::Accept]) });

@@ -20,6 +20,7 @@ impl ConnectPolicy<'_> {
                 // The kill switch will live in the next two chains.
                 base_chain("leaving", Kind::Filter, Hook::Output, FILTER, self.refuse_v6()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                refuse_chain(),
             ],
         }
     }
@@ -99,7 +100,7 @@ impl ConnectPolicy<'_> {
                     Match::Mark { value: self.fwmark, not: true },
                     Match::Destination { prefix, not: true },
                 ],
-                [Statement::Counter, Statement::Reject],
+                [refuse()],
             ),
         )]
     }

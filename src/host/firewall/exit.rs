@@ -40,6 +40,7 @@ impl ExitPolicy<'_> {
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
                 base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
+                refuse_chain(),
             ],
         }
     }
@@ -64,10 +65,7 @@ impl ExitPolicy<'_> {
                 ));
             }
         }
-        rules.push(commented(
-            "this host's services: closed to peers",
-            rule([tunnel()], [Statement::Counter, Statement::Reject]),
-        ));
+        rules.push(commented("this host's services: closed to peers", rule([tunnel()], [refuse()])));
         rules
     }
 
@@ -82,7 +80,7 @@ impl ExitPolicy<'_> {
         rules.push(if self.allow_peers {
             rule(between_peers, [Statement::Accept])
         } else {
-            commented("from peer to peer", rule(between_peers, [Statement::Counter, Statement::Reject]))
+            commented("from peer to peer", rule(between_peers, [refuse()]))
         });
 
         rules.push(commented(
@@ -94,10 +92,7 @@ impl ExitPolicy<'_> {
                 let prefix = prefix.parse().expect("the table above holds prefixes");
                 rules.push(commented(
                     "this host's LAN: closed to peers",
-                    rule(
-                        [tunnel(), Match::Destination { prefix, not: false }],
-                        [Statement::Counter, Statement::Reject],
-                    ),
+                    rule([tunnel(), Match::Destination { prefix, not: false }], [refuse()]),
                 ));
             }
         }

@@ -1,0 +1,112 @@
+//! The two firewall policies, as text against golden files (`PEERVPN_BLESS=1` writes them anew), and through the kernel:
+//! what we install by netlink lists like the golden file loaded by `nft -f`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, Policy, shape, table_name};
+use peervpn_platform::nft::{Rule, Statement, Table};
+
+pub const V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub const V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
+pub const FWMARK: u32 = 0x51820;
+
+pub fn exit() -> ExitPolicy<'static> {
+    ExitPolicy {
+        interface: "peervpn0",
+        v4: Some(V4),
+        v6: Some(V6),
+        allow_lan: false,
+        allow_peers: false,
+        services: Vec::new(),
+    }
+}
+
+pub fn connect() -> ConnectPolicy<'static> {
+    ConnectPolicy {
+        interface: "peervpn0",
+        v4: Some(V4),
+        v6: Some(V6),
+        fwmark: FWMARK,
+        refuse_v6: false,
+        listening: Vec::new(),
+    }
+}
+
+/// File name and table of every policy that has a golden file.
+fn golden() -> Vec<(&'static str, Table)> {
+    let open = ExitPolicy { allow_lan: true, allow_peers: true, interface: "pv1", ..exit() };
+    let services = ExitPolicy { services: vec![(17, 53), (6, 53)], v6: None, ..exit() };
+    let no_v6 = ConnectPolicy { refuse_v6: true, listening: vec![443, 22, 80, 81, 22], ..connect() };
+    let v4_only = ConnectPolicy { v6: None, interface: "pv1", ..connect() };
+    vec![
+        ("exit.nft", Policy::Exit(exit()).table()),
+        ("exit-open.nft", Policy::Exit(open).table()),
+        ("exit-services-v4.nft", Policy::Exit(services).table()),
+        ("connect.nft", Policy::Connect(connect()).table()),
+        ("connect-exit-without-v6.nft", Policy::Connect(no_v6).table()),
+        ("connect-v4-only.nft", Policy::Connect(v4_only).table()),
+    ]
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan").join(name)
+}
+
+#[test]
+fn policies_read_as_agreed() {
+    for (name, table) in golden() {
+        if std::env::var_os("PEERVPN_BLESS").is_some() {
+            std::fs::write(path(name), table.to_string()).expect("the golden file is writable");
+        }
+        let agreed = std::fs::read_to_string(path(name)).expect("the golden file is there");
+        assert_eq!(table.to_string(), agreed, "{name}");
+    }
+}
+
+#[test]
+fn a_table_for_each_interface() {
+    assert_eq!(table_name("peervpn0"), "peervpn");
+    assert_eq!(table_name("pv1"), "peervpn-pv1");
+    assert_eq!(table_name("peervpn1"), "peervpn-peervpn1");
+}
+
+#[test]
+fn verdicts_end_their_rule_and_comments_fit() {
+    let verdict = |statement: &Statement| {
+        matches!(statement, Statement::Accept | Statement::Drop | Statement::Reject | Statement::Reset)
+            || matches!(statement, Statement::Masquerade | Statement::Jump(_))
+    };
+    let check = |rule: &Rule| {
+        let early = rule.statements.iter().rev().skip(1).any(verdict);
+        !early && !rule.statements.is_empty() && rule.comment.as_ref().is_none_or(|comment| comment.len() <= 127)
+    };
+    for (name, table) in golden() {
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                assert!(check(rule), "{name}: {rule}");
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_kernel_holds_what_the_golden_files_say() {
+    use peervpn_platform::{Host, os};
+    if !super::firewall_lab::net::enter_new_namespace(&["nft"]) {
+        return;
+    }
+    let mut host = os::host().expect("netlink");
+    for (name, table) in golden() {
+        let list = || super::firewall_lab::net::run(&["nft", "-s", "list", "table", "inet", &table.name]);
+        host.replace_table(&table).expect("the kernel takes it");
+        assert_eq!(host.table_shape(&table.name).expect("read back"), Some(shape(&table)), "{name}");
+        let ours = list();
+        host.delete_table(&table.name).expect("delete");
+        super::firewall_lab::net::run(&["nft", "-f", path(name).to_str().expect("UTF-8")]);
+        assert_eq!(ours, list(), "{name}");
+        host.delete_table(&table.name).expect("delete");
+        assert_eq!(host.table_shape(&table.name).expect("read back"), None, "{name}");
+    }
+}

@@ -1,0 +1,5 @@
+//! What we want of the host, and what the host does with it.
+
+mod firewall;
+#[cfg(target_os = "linux")]
+mod firewall_lab;
