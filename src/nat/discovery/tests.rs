@@ -186,7 +186,8 @@ fn run(world: &World, servers: &[&str]) -> (Measured, Duration, usize) {
     }
     let mut table = Table::default();
     // (arrival, order, path, from, bytes)
-    let mut flying: BinaryHeap<Reverse<(Instant, usize, Path, SocketAddr, Vec<u8>)>> = BinaryHeap::new();
+    type Flight = (Instant, usize, Path, SocketAddr, Vec<u8>);
+    let mut flying: BinaryHeap<Reverse<Flight>> = BinaryHeap::new();
     let mut count = 0;
     while !discovery.is_done() {
         while let Some((path, transmit)) = discovery.poll_transmit(now) {
