@@ -1,6 +1,10 @@
 //! What `nat` measures, against real NATs and a real STUN server in the lab. Needs root, iproute2, nft and coturn.
 #![cfg(target_os = "linux")]
 
+#[path = "nat/classify.rs"]
+mod classify;
+#[path = "nat/gateway.rs"]
+mod gateway;
 #[path = "nat/gather.rs"]
 mod gather;
 #[path = "lab/net.rs"]

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 
 /// The prototype's option, and the command it became.
-const COMMANDS: &[(&str, &str)] = &[("--exit", "exit"), ("--connect", "connect"), ("--info", "info"), ("--nattest", "nattest")];
+const COMMANDS: &[(&str, &str)] =
+    &[("--exit", "exit"), ("--connect", "connect"), ("--info", "info"), ("--nattest", "nattest")];
 
 /// Rewrites the prototype's spelling of a command line, program name first; anything else stays as it is. The first
 /// option that names a command does; a second one is left for the parser to refuse. (`--debug` is an alias of `-v`.)

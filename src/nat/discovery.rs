@@ -27,9 +27,9 @@ use super::transaction::{AnswerFrom, Event, Request, Transactions, Transmit, rto
 
 /// RTO of the first contact. RFC 8489 §6.2.1 recommends 500 ms where nothing is known; this is one command's handful of
 /// datagrams, and silence must be told within a second.
-const CONTACT_RTO: Duration = Duration::from_millis(150);
+const CONTACT_RTO: Duration = Duration::from_millis(130);
 /// No server answered within this: the contact is over. Four requests to each server are out by then.
-const CONTACT_LIMIT: Duration = Duration::from_millis(1150);
+const CONTACT_LIMIT: Duration = Duration::from_millis(1100);
 /// Some server answered, none with OTHER-ADDRESS: how long after the start the others may still.
 const OTHER_ADDRESS_LIMIT: Duration = Duration::from_millis(700);
 /// After the first answer with OTHER-ADDRESS, how long a server earlier in the list may take to be preferred.
@@ -89,7 +89,7 @@ impl Path {
 pub struct Measured {
     /// A server answered.
     pub udp: bool,
-    /// Servers on different addresses that were asked in vain, counted where `udp` is false.
+    /// Servers on different addresses that gave no answer to any request.
     pub silent: usize,
     /// The source of the path asked about.
     pub local: Option<SocketAddr>,
@@ -138,7 +138,11 @@ enum Change {
 enum Contact {
     Waiting,
     Answered(Success),
+    /// With an error, or with something that tells nothing: UDP works.
     Refused,
+    Silent,
+    /// There is no way to it.
+    Unsent,
 }
 
 #[derive(Debug)]
@@ -282,10 +286,10 @@ impl Discovery {
         Path::ALL.into_iter().find_map(|path| Some((path, self.transactions[path.index()].poll_transmit(now)?)))
     }
 
-    /// A datagram couldn't be sent.
+    /// There is no way to send this transaction's datagrams. (One that was merely dropped on the way out is a lost one.)
     pub fn unsendable(&mut self, path: Path, id: TransactionId, now: Instant) {
         self.transactions[path.index()].cancel(id);
-        self.over(id);
+        self.over(id, Contact::Unsent);
         self.advance(now);
     }
 
@@ -318,7 +322,7 @@ impl Discovery {
             Body::Success(success) if Family::of(&success.mapped.ip()) == self.family => {
                 self.answered(path, server, test, success, now);
             }
-            _ => self.over(id),
+            _ => self.over(id, Contact::Refused),
         }
         self.advance(now);
     }
@@ -327,7 +331,7 @@ impl Discovery {
     pub fn handle_timeout(&mut self, now: Instant) {
         for path in Path::ALL {
             while let Some(Event::TimedOut { id, .. }) = self.transactions[path.index()].poll_timed_out(now) {
-                self.over(id);
+                self.over(id, Contact::Silent);
             }
         }
         self.advance(now);
@@ -367,10 +371,10 @@ impl Discovery {
         }
     }
 
-    /// A transaction ended without an answer.
-    fn over(&mut self, id: TransactionId) {
+    /// A transaction ended without a reflexive address.
+    fn over(&mut self, id: TransactionId, how: Contact) {
         if let Some(&(_, Test::Contact(number))) = self.tests.get(&id) {
-            self.servers[number].contact = Contact::Refused;
+            self.servers[number].contact = how;
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::error::{Failure, Hint};
 use crate::nat::discovery::{Behaviour, Discovery, Measured, Path};
 use crate::nat::verdict::{self, CanBeExit, NatType};
-use crate::node::stun::transaction_id;
+use crate::node::stun::{no_way, transaction_id};
 use sockets::Sockets;
 
 /// What to test.
@@ -187,7 +187,9 @@ async fn discover(
             while let Some((path, transmit)) = discovery.poll_transmit(now) {
                 if let Err(error) = sockets.send(*family, path, &transmit).await {
                     tracing::debug!(remote = %transmit.to, %error, "cannot send a STUN request");
-                    discovery.unsendable(path, transmit.id, now);
+                    if no_way(&error) {
+                        discovery.unsendable(path, transmit.id, now);
+                    }
                 }
             }
         }

@@ -87,7 +87,9 @@ pub async fn gather(port: u16, servers: &[String], limit: Duration) -> Result<Ga
             let Some(socket) = (if transmit.to.is_ipv4() { &v4 } else { &v6 }) else { continue };
             if let Err(error) = socket.send_to(&transmit.bytes, transmit.to).await {
                 tracing::debug!(remote = %transmit.to, %error, "cannot send a STUN request");
-                gather.unsendable(transmit.id, error.to_string());
+                if no_way(&error) {
+                    gather.unsendable(transmit.id, error.to_string());
+                }
             }
         }
         if gather.is_done(now) {
@@ -111,6 +113,12 @@ pub async fn gather(port: u16, servers: &[String], limit: Duration) -> Result<Ga
     let gathered = gather.finish(port, Instant::now());
     tracing::debug!(local = port, v4 = ?gathered.v4, v6 = ?gathered.v6, silent = ?gathered.silent, "gathered");
     Ok(gathered)
+}
+
+/// The error means that there is no route. Any other one, such as a firewall's drop (`EPERM`), is a lost datagram.
+pub(super) fn no_way(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkUnreachable};
+    matches!(error.kind(), AddrNotAvailable | HostUnreachable | NetworkUnreachable)
 }
 
 type Bound = Result<std::net::UdpSocket, peervpn_platform::Error>;

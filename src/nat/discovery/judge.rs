@@ -9,12 +9,14 @@ impl Discovery {
     /// The result.
     pub fn measured(&self) -> Measured {
         let answered: Vec<_> = self.servers.iter().filter(|s| matches!(s.contact, Contact::Answered(_))).collect();
+        let silent = self.servers.iter().filter(|s| matches!(s.contact, Contact::Silent | Contact::Waiting));
+        let silent = silent.map(|server| server.address.ip());
         // the chosen server's view if there is one, for which alone the paths are compared
         let reference = self.chosen.map(|chosen| chosen.first).or(answered.first().map(|server| server.address));
         let local_to = reference.or(self.servers.first().map(|server| server.address));
         let mut measured = Measured {
-            udp: !answered.is_empty(),
-            silent: self.servers.iter().map(|server| server.address.ip()).collect::<HashSet<_>>().len(),
+            udp: self.servers.iter().any(|s| matches!(s.contact, Contact::Answered(_) | Contact::Refused)),
+            silent: silent.collect::<HashSet<_>>().len(),
             local: local_to.and_then(|server| self.local(Path::Asked, server)),
             reflexive: reference.and_then(|server| self.observed.get(&(Path::Asked, server)).copied()),
             round_trip: self.round_trip,
