@@ -57,6 +57,14 @@ impl TunnelAddresses {
         [IpNetwork::from(IpAddr::V6(self.v6)), IpNetwork::from(IpAddr::V4(self.v4))]
     }
 
+    /// Whether a host can have them on an interface and nothing else has them.
+    pub fn are_usable(&self) -> bool {
+        let bad_v4 =
+            self.v4.is_unspecified() || self.v4.is_loopback() || self.v4.is_multicast() || self.v4.is_broadcast();
+        let bad_v6 = self.v6.is_unspecified() || self.v6.is_loopback() || self.v6.is_multicast();
+        !bad_v4 && !bad_v6 && self.v6.to_ipv4_mapped().is_none()
+    }
+
     /// Both addresses, v6 first, as the JSON events print them.
     pub fn to_vec(&self) -> Vec<IpAddr> {
         vec![IpAddr::V6(self.v6), IpAddr::V4(self.v4)]
@@ -91,12 +99,24 @@ pub fn is_door(address: Ipv4Addr) -> bool {
     address.is_link_local() && !matches!(third, 0 | 169 | 255) && !matches!(last, 0 | 255)
 }
 
+/// Other tunnel addresses for a peer whose derived ones are taken: as if `H` had been hashed `turn` times before.
+pub fn other_addresses(exit: &PublicKey, peer: &PublicKey, turn: u32) -> TunnelAddresses {
+    let mut hash = address_hash(peer);
+    for _ in 0..turn {
+        hash = Sha256::digest(hash).into();
+    }
+    TunnelAddresses { v4: v4_of(hash), v6: v6(exit, identifier(hash)) }
+}
+
 fn address_hash(key: &PublicKey) -> [u8; 32] {
     Sha256::new().chain_update(ADDRESS_LABEL).chain_update(key.0).finalize().into()
 }
 
 fn v4(key: &PublicKey) -> Ipv4Addr {
-    let mut hash = address_hash(key);
+    v4_of(address_hash(key))
+}
+
+fn v4_of(mut hash: [u8; 32]) -> Ipv4Addr {
     while hash[8] == 0 || matches!(hash[10], 0 | 255) {
         hash = Sha256::digest(hash).into();
     }
@@ -198,6 +218,14 @@ mod tests {
             assert_eq!(addresses.v6.octets()[..8], exit_addresses(&exit).v6.octets()[..8]);
             assert_ne!(addresses.v6, exit_addresses(&exit).v6);
         }
+    }
+
+    #[test]
+    fn other_addresses_are_others() {
+        let exit: PublicKey = EXIT.parse().unwrap();
+        assert_eq!(other_addresses(&exit, &exit, 0), peer_addresses(&exit, &exit));
+        let several: std::collections::HashSet<_> = (0..20).map(|turn| other_addresses(&exit, &exit, turn)).collect();
+        assert_eq!(several.len(), 20);
     }
 
     #[test]
