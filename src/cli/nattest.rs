@@ -16,6 +16,7 @@ Examples:
   peervpn nattest                                    needs no root and changes nothing
   peervpn nattest --port 51820                       ask about that port, which no node may hold meanwhile
   peervpn nattest --stun-server stun.example.org:3478 --json
+  peervpn nattest --lifetime                         up to ten minutes, with progress
 
 A server that sends OTHER-ADDRESS (RFC 5780) is needed to tell the filtering behaviour.")]
 pub(super) struct NattestArgs {
@@ -25,6 +26,9 @@ pub(super) struct NattestArgs {
     /// Local UDP port to ask about [default: any]
     #[arg(long, value_name = "N", value_parser = value::port)]
     port: Option<u16>,
+    /// Measure how long an idle mapping lives, too: takes as long as it lives, and somewhat more
+    #[arg(long)]
+    lifetime: bool,
 }
 
 /// Measures, then shows it.
@@ -34,7 +38,13 @@ pub(super) fn run(args: NattestArgs, context: &Context) -> Outcome {
     if !context.json {
         terminal::to_stderr(|err| writeln!(err, "… asking {} STUN servers and the gateway", servers.len()));
     }
-    let report = nattest::run(&Options { servers, port: args.port })?;
+    let options = Options { servers, port: args.port, lifetime: args.lifetime };
+    let mut progress = |line: String| {
+        if !context.json {
+            terminal::to_stderr(|err| writeln!(err, "… {line}"));
+        }
+    };
+    let report = nattest::run(&options, &mut progress)?;
     terminal::to_stdout(|out| match context.json {
         true => render::json(out, &report),
         false => text(out, &report, context.stdout),
@@ -99,7 +109,7 @@ fn rows(family: &FamilyReport) -> Vec<(&'static str, String)> {
         }
     }
     if let Some(seconds) = family.lifetime_s {
-        rows.push(("mapping lifetime", format!("{seconds} s")));
+        rows.push(("mapping lifetime", format!("{seconds} s at least")));
     }
     rows
 }

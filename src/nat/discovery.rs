@@ -91,6 +91,8 @@ pub struct Measured {
     pub udp: bool,
     /// Servers on different addresses that gave no answer to any request.
     pub silent: usize,
+    /// The server that the rest is told from.
+    pub server: Option<SocketAddr>,
     /// The source of the path asked about.
     pub local: Option<SocketAddr>,
     /// Its reflexive address.

@@ -2,6 +2,7 @@
 //! speaks, all at once. Ordinary sockets only; needs no privilege.
 
 mod gateway;
+mod lifetime;
 mod sockets;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
@@ -25,7 +26,12 @@ pub struct Options {
     pub servers: Vec<String>,
     /// The local port asked about; `None` takes any.
     pub port: Option<u16>,
+    /// Measure the mapping lifetime, too: takes as long as a mapping lives, five minutes at most, and somewhat more.
+    pub lifetime: bool,
 }
+
+/// How the measurement of the mapping lifetime goes, for people.
+pub type Progress<'a> = &'a mut (dyn FnMut(String) + Send);
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
@@ -114,18 +120,26 @@ impl PortMapping {
 }
 
 /// Runs every test and returns: about a second, see `nat::discovery` for what it waits for.
-pub fn run(options: &Options) -> Result<Report, Failure> {
-    Ok(super::block_on(measure(options))??)
+pub fn run(options: &Options, progress: Progress) -> Result<Report, Failure> {
+    Ok(super::block_on(measure(options, progress))??)
 }
 
 /// [`run`] for those who have an event loop.
-pub async fn measure(options: &Options) -> Result<Report, NattestError> {
+pub async fn measure(options: &Options, progress: Progress<'_>) -> Result<Report, NattestError> {
     let started = Instant::now();
     let mut sockets = Sockets::bind(options.port)?;
     let (measured, gateway) = tokio::join!(discover(options, &mut sockets, started), gateway::probe());
     let [v4, v6] = measured?;
     let report = |measured: Option<Measured>| measured.map(|measured| FamilyReport::new(measured, gateway.external));
-    let (ipv4, ipv6) = (report(v4), report(v6));
+    let (mut ipv4, mut ipv6) = (report(v4), report(v6));
+    drop(sockets);
+    if options.lifetime {
+        for (name, report) in [("IPv4", &mut ipv4), ("IPv6", &mut ipv6)] {
+            if let Some(report) = report {
+                lifetime::measure(name, report, progress).await;
+            }
+        }
+    }
     let cgn = ipv4.as_ref().and_then(|report| report.cgn) == Some(true);
     let of = |report: &Option<FamilyReport>| report.as_ref().map(|report| report.measured.clone());
     let (v4, v6) = (of(&ipv4), of(&ipv6));

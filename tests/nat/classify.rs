@@ -21,8 +21,8 @@ fn servers() -> Vec<String> {
 }
 
 fn test(site: &Site) -> Report {
-    let options = Options { servers: servers(), port: None };
-    site.host.run(|| block_on(measure(&options))).expect("servers have addresses")
+    let options = Options { servers: servers(), port: None, lifetime: false };
+    site.host.run(|| block_on(measure(&options, &mut |_| ()))).expect("servers have addresses")
 }
 
 #[test]
@@ -107,8 +107,8 @@ fn a_port_that_another_host_holds_outside_is_named_and_not_taken_for_symmetric()
         socket.send_to(b"hold", (STUN4[1], 3478)).expect("routed");
         socket
     });
-    let options = Options { servers: servers(), port: Some(51820) };
-    let report = lab.exit.host.run(|| block_on(measure(&options))).expect("servers have addresses");
+    let options = Options { servers: servers(), port: Some(51820), lifetime: false };
+    let report = lab.exit.host.run(|| block_on(measure(&options, &mut |_| ()))).expect("servers have addresses");
     drop(holder);
     let ipv4 = report.ipv4.expect("v4");
     assert_eq!((ipv4.mapping, ipv4.filtering), (Ei, Apd), "{ipv4:?}");
@@ -124,8 +124,9 @@ fn servers_without_other_address_leave_the_filtering_unknown() {
     let open = Plan::v4_only(Nat::Open);
     let lab = Lab::without_stun(Plan::v4_only(Nat::PortRestricted), &[open, open]);
     let servers: Vec<PlainServer> = lab.peers.iter().map(PlainServer::start).collect();
-    let options = Options { servers: servers.iter().map(|s| s.address.to_string()).collect(), port: None };
-    let report = lab.exit.host.run(|| block_on(measure(&options))).expect("servers have addresses");
+    let options =
+        Options { servers: servers.iter().map(|s| s.address.to_string()).collect(), port: None, lifetime: false };
+    let report = lab.exit.host.run(|| block_on(measure(&options, &mut |_| ()))).expect("servers have addresses");
     let ipv4 = report.ipv4.expect("v4");
     assert_eq!((ipv4.mapping, ipv4.filtering, ipv4.nat_type), (Ei, Unknown, NatType::Unknown), "{ipv4:?}");
     assert!(report.explanation.iter().any(|line| line.contains("OTHER-ADDRESS")), "{:?}", report.explanation);
@@ -151,7 +152,7 @@ fn a_wrong_verdict_never_appears_under_10_percent_loss() {
     ] {
         let lab = Lab::new(Plan::v4_only(nat), &[]);
         lose_a_tenth(lab.exit.router.as_ref().unwrap_or(&lab.exit.host));
-        let options = Options { servers: servers(), port: None };
+        let options = Options { servers: servers(), port: None, lifetime: false };
         let mut reports = Vec::new();
         while reports.len() < RUNS {
             reports.extend(lab.exit.host.run(|| {
@@ -159,7 +160,7 @@ fn a_wrong_verdict_never_appears_under_10_percent_loss() {
                     let mut set = tokio::task::JoinSet::new();
                     for _ in 0..BATCH {
                         let options = options.clone();
-                        set.spawn(async move { measure(&options).await.expect("servers have addresses") });
+                        set.spawn(async move { measure(&options, &mut |_| ()).await.expect("servers have addresses") });
                     }
                     set.join_all().await
                 })
@@ -188,6 +189,22 @@ fn lose_a_tenth(at: &crate::net::Namespace) {
 }}
 "
     ));
+}
+
+#[test]
+fn the_lifetime_of_a_mapping_is_found() {
+    if !lab_runs() {
+        return;
+    }
+    let lab = Lab::new(Plan::v4_only(Nat::PortRestricted), &[]);
+    lab.exit.router.as_ref().expect("a NAT").sysctl(&["net/netfilter/nf_conntrack_udp_timeout=7"]);
+    let options = Options { servers: vec![format!("{}:3478", STUN4[0])], port: None, lifetime: true };
+    let mut lines = Vec::new();
+    let report = lab.exit.host.run(|| block_on(measure(&options, &mut |line| lines.push(line)))).expect("a server");
+    let lifetime = report.ipv4.expect("v4").lifetime_s;
+    // the kernel forgets up to a second late
+    assert!(matches!(lifetime, Some(6..=8)), "{lifetime:?} {lines:?}");
+    assert!(lines.iter().any(|line| line == "IPv4: a mapping lives at least 5 s"), "{lines:?}");
 }
 
 /// A STUN server that knows MAPPED-ADDRESS and nothing else (RFC 8489 §14.1).

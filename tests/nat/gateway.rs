@@ -45,8 +45,8 @@ fn miniupnpd(lab: &Lab, pmp_and_pcp: bool, upnp: bool) -> Daemon {
 }
 
 fn test(lab: &Lab) -> Report {
-    let options = Options { servers: STUN4.map(|ip| format!("{ip}:3478")).to_vec(), port: None };
-    lab.exit.host.run(|| block_on(measure(&options))).expect("servers have addresses")
+    let options = Options { servers: STUN4.map(|ip| format!("{ip}:3478")).to_vec(), port: None, lifetime: false };
+    lab.exit.host.run(|| block_on(measure(&options, &mut |_| ()))).expect("servers have addresses")
 }
 
 #[test]

@@ -17,6 +17,7 @@ impl Discovery {
         let mut measured = Measured {
             udp: self.servers.iter().any(|s| matches!(s.contact, Contact::Answered(_) | Contact::Refused)),
             silent: silent.collect::<HashSet<_>>().len(),
+            server: reference,
             local: local_to.and_then(|server| self.local(Path::Asked, server)),
             reflexive: reference.and_then(|server| self.observed.get(&(Path::Asked, server)).copied()),
             round_trip: self.round_trip,
