@@ -47,6 +47,12 @@ pub enum Undo {
         /// Settings the kernel changes along with it, with the values found before.
         beside: Vec<(String, String)>,
     },
+    /// Write these settings, whatever they are now: the rest of a [`Undo::Sysctl`] that takes several writes, journaled
+    /// when its values are chosen. Killed between two writes, it could not choose them again: ours are gone by then.
+    Settings {
+        /// Slash form and value, in order.
+        values: Vec<(String, String)>,
+    },
     /// Delete our link.
     Link {
         /// Interface name.
@@ -75,6 +81,7 @@ impl Undo {
     pub fn survives_reboot(&self) -> bool {
         match self {
             Undo::Sysctl { .. }
+            | Undo::Settings { .. }
             | Undo::Link { .. }
             | Undo::Process { .. }
             | Undo::Table { .. }
@@ -100,6 +107,11 @@ impl fmt::Display for Undo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Undo::Sysctl { key, was, .. } => write!(f, "set {} back to {was}", key.replace('/', ".")),
+            Undo::Settings { values } => {
+                let list: Vec<_> =
+                    values.iter().map(|(key, value)| format!("{}={value}", key.replace('/', "."))).collect();
+                write!(f, "set back {}", list.join(", "))
+            }
             Undo::Link { name } => write!(f, "delete interface {name}"),
             Undo::Process { id, interface } => write!(f, "end the device process {} of {interface}", id.pid),
             Undo::Table { name } => write!(f, "delete firewall table inet {name}"),

@@ -89,7 +89,7 @@ impl Applier {
             if !left.none() {
                 return Err(not_restored(&left));
             }
-            log.remove().map_err(unwritable)?;
+            log.remove().map_err(|error| unwritable(error).host("restored"))?;
             log = match files::Log::open(&path).map_err(unwritable)? {
                 files::LogOpen::Locked(log) => log,
                 files::LogOpen::Busy(_) => {
@@ -172,7 +172,7 @@ impl Applier {
 
     /// Puts everything back, newest first, past failures, and removes the journal if all went well.
     pub fn undo_all(mut self) -> Leftovers {
-        let left = undo_each(&mut self.host, &self.undos);
+        let left = undo_each(&mut self.host, &self.undos, Some(&mut self.log));
         if left.none()
             && let Err(error) = self.log.remove()
         {
@@ -230,8 +230,9 @@ impl Applier {
             });
         }
         records.extend((first..).zip(&undos).map(|(n, undo)| Record::Undo { n, undo: undo.clone() }));
-        self.undos.extend(undos);
+        // if this fails, what they would take back is not done
         self.write(records)?;
+        self.undos.extend(undos);
         Ok(first..self.undos.len() as u32)
     }
 
@@ -251,9 +252,10 @@ pub fn undo_journal(host: &mut NetlinkHost, log: &mut files::Log) -> (Leftovers,
         Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
     };
     let journal = journal::decode(&bytes);
-    let rebooted = journal.boot.as_deref() != Some(boot_id(host).as_str());
+    // where the first line is lost, the boot is unknown: an undo checks what it finds
+    let rebooted = journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host));
     let undos: Vec<Undo> = journal.undos.iter().filter(|u| !rebooted || u.survives_reboot()).cloned().collect();
-    let mut left = undo_each(host, &undos);
+    let mut left = undo_each(host, &undos, Some(log));
     if let Some(line) = journal.damaged_at {
         // the readable records are undone; what the unreadable ones did is found by our marks
         tracing::warn!(line, "damaged journal");
@@ -285,15 +287,16 @@ pub fn sweep(host: &mut NetlinkHost) -> Leftovers {
             left.0.extend(errors.into_iter().flatten().map(|e| chain(&e)));
         }
     }
-    left.0.extend(undo_each(host, &undos).0);
+    left.0.extend(undo_each(host, &undos, None).0);
     left
 }
 
-fn undo_each(host: &mut NetlinkHost, undos: &[Undo]) -> Leftovers {
+/// `log` is the journal that the undos are in; there is none for a sweep.
+fn undo_each(host: &mut NetlinkHost, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
     let mut left = Leftovers::default();
     for undo in undos.iter().rev() {
         tracing::debug!(op = %undo, "host undo");
-        if let Err(error) = do_undo(host, undo) {
+        if let Err(error) = do_undo(host, undo, log.as_deref_mut()) {
             left.0.push(format!("{undo} ({})", chain(&error)));
         }
     }
@@ -310,7 +313,7 @@ fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
     }
 }
 
-fn do_undo(host: &mut NetlinkHost, undo: &Undo) -> Result<(), Error> {
+fn do_undo(host: &mut NetlinkHost, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
     match undo {
         Undo::Sysctl { key, was, set, beside } => {
             let mut now = std::collections::BTreeMap::new();
@@ -319,10 +322,17 @@ fn do_undo(host: &mut NetlinkHost, undo: &Undo) -> Result<(), Error> {
                     now.insert(key.clone(), value);
                 }
             }
-            sysctl_writes(key, was, set, beside, |key| now.get(key).cloned())
-                .iter()
-                .try_for_each(|(key, value)| host.set_sysctl(key, value))
+            let values = sysctl_writes(key, was, set, beside, |key| now.get(key).cloned());
+            if let (Some(log), true) = (log, values.len() > 1) {
+                let rest = Record::Undo { n: u32::MAX, undo: Undo::Settings { values: values.clone() } };
+                if let Err(error) = log.append(&journal::encode(&rest)) {
+                    // a full or read-only disk must not keep us from putting the host back
+                    tracing::warn!(%error, "this undo must not be interrupted");
+                }
+            }
+            put_settings(host, &values)
         }
+        Undo::Settings { values } => put_settings(host, values),
         Undo::Link { name } => match host.link(name)? {
             // a kill between creating and marking leaves it without alias; any other alias is someone else's link
             Some(link)
@@ -351,6 +361,17 @@ fn do_undo(host: &mut NetlinkHost, undo: &Undo) -> Result<(), Error> {
         Undo::Route(route) => host.delete_route(route),
         Undo::Rule(rule) => host.delete_rule(rule),
     }
+}
+
+/// Writes settings; those of links that are gone went with them.
+fn put_settings(host: &mut NetlinkHost, values: &[(String, String)]) -> Result<(), Error> {
+    for (key, value) in values {
+        match host.set_sysctl(key, value) {
+            Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Brings up what lives on our link: WireGuard's settings, addresses, MTU. Goes with the link.

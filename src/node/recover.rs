@@ -38,17 +38,19 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
                     out.event(&Event::Step(format!("putting the host back after {interface}")));
                 }
                 let (left, journal) = apply::undo_journal(&mut host, &mut log);
+                let state = left.describe();
+                let unwritable = |error| apply::unwritable(error).host(state.clone());
                 if let Some(line) = journal.damaged_at {
                     let kept = path.with_extension("damaged");
-                    files::write_atomic(&kept, &log.contents().unwrap_or_default(), 0o600)
-                        .map_err(apply::unwritable)?;
+                    files::write_atomic(&kept, &log.contents().unwrap_or_default(), 0o600).map_err(unwritable)?;
                     out.event(&Event::Warning(format!(
-                        "line {line} of the journal is damaged: undid the rest and whatever carries our marks; kept as {}",
+                        "line {line} of the journal is damaged: undid the rest and whatever carries our marks; kept as {}. \
+                         Kernel settings carry no mark: look at net.ipv4.conf.*.forwarding and net.ipv6.conf.*.forwarding",
                         kept.display()
                     )));
                 }
                 if left.none() {
-                    log.remove().map_err(apply::unwritable)?;
+                    log.remove().map_err(unwritable)?;
                 }
                 done.left.extend(left.0);
                 done.interfaces.push(interface);

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// Longest log that is read back, in bytes.
 const LOG_MAX: u64 = 64 << 20;
+/// How long the lock of a dead process may last.
+const ORPHANED: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn refuse(reason: &'static str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, reason)
@@ -131,23 +133,31 @@ pub enum LogOpen {
 }
 
 impl Log {
-    /// Opens or creates the file and locks it.
+    /// Opens or creates the file and locks it. One on a read-only file system can be read, neither appended to nor
+    /// removed.
     pub fn open(path: &Path) -> Result<LogOpen> {
         let open = || -> io::Result<LogOpen> {
+            let deadline = std::time::Instant::now() + ORPHANED;
             loop {
-                let file = OpenOptions::new()
-                    .read(true)
-                    .append(true)
-                    .create(true)
-                    .mode(0o600)
-                    .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
-                    .open(path)?;
+                let mut options = OpenOptions::new();
+                options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
+                let file = match options.clone().append(true).create(true).mode(0o600).open(path) {
+                    Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => options.open(path).map_err(|_| e)?,
+                    other => other?,
+                };
                 let opened = file.metadata()?;
                 if !opened.is_file() {
                     return Err(refuse("it is not a regular file"));
                 }
                 if !lock(&file)? {
-                    return Ok(LogOpen::Busy(lock_holder(&opened)));
+                    let holder = lock_holder(&opened);
+                    // a child that its parent had just forked when it was killed holds the lock until its exec
+                    let dead = holder.is_some_and(|pid| super::process::process_id(pid).is_none());
+                    if dead && std::time::Instant::now() < deadline {
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                        continue;
+                    }
+                    return Ok(LogOpen::Busy(holder));
                 }
                 // its holder may have removed it between our open and our lock: then we hold a file without a name
                 match fs::symlink_metadata(path) {

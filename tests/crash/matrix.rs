@@ -1,0 +1,88 @@
+//! SIGKILL at every step, and again at every step of the recovery.
+
+use crate::lab_tests;
+use crate::victim::{End, Mode, Victim, killer};
+
+/// The system calls by which a node changes anything: files and settings, netlink, UAPI, processes. Killed on entering
+/// one, a node has done all before it and nothing after; the kill on the next one is the kill after it.
+const CALLS: [&str; 14] = [
+    "write",
+    "writev",
+    "sendto",
+    "sendmsg",
+    "fdatasync",
+    "fsync",
+    "rename",
+    "unlink",
+    "mkdir",
+    "ftruncate",
+    "bind",
+    "clone3",
+    "pidfd_send_signal",
+    // after a netlink request, before its answer is read
+    "recvfrom",
+];
+
+/// Every how many points one is taken.
+fn step() -> u32 {
+    std::env::var("PEERVPN_CRASH_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(1).max(1)
+}
+
+/// Kills the node at every point; each time recovers, the first recovery killed too, at a point that wanders.
+fn every_point(mode: Mode) {
+    let mut victim = Victim::new(mode);
+    let (mut kills, mut second) = (0, 0);
+    let mut counts = Vec::new();
+    for call in CALLS {
+        let mut n = 1;
+        loop {
+            if victim.run_through(&killer(call, n)) == End::Survived {
+                victim.assert_restored(&format!("after a run without a kill ({call} {n})"));
+                break;
+            }
+            kills += 1;
+            let again = (CALLS[kills as usize % CALLS.len()], 1 + kills % 7);
+            if victim.recover(&killer(again.0, again.1)) == End::Killed {
+                second += 1;
+                assert_eq!(victim.recover(&[]), End::Survived);
+            }
+            victim.assert_restored(&format!("killed at {call} {n}, recover killed at {again:?}"));
+            n += step();
+        }
+        counts.push(format!("{call} {}", n.div_ceil(step()) - 1));
+    }
+    assert!(kills > 20, "only {kills} kills: strace did not count what it should");
+    println!("crash matrix, {mode:?}: {kills} kills, {second} more during recover, host as before each time");
+    println!("  {}", counts.join(", "));
+}
+
+/// Kills `recover` at every point, on a host on which everything is up.
+fn every_point_of_recover(mode: Mode) {
+    let mut victim = Victim::new(mode);
+    let mut kills = 0;
+    for call in CALLS {
+        for n in (1..).step_by(step() as usize) {
+            let mut node = victim.start(&[], &[]);
+            node.event(victim.up());
+            node.kill();
+            let end = victim.recover(&killer(call, n));
+            if end == End::Killed {
+                kills += 1;
+                assert_eq!(victim.recover(&[]), End::Survived);
+            }
+            victim.assert_restored(&format!("recover killed at {call} {n}"));
+            if end == End::Survived {
+                break;
+            }
+        }
+    }
+    assert!(kills > 5, "only {kills} kills");
+    println!("crash matrix, {mode:?}: {kills} kills of recover, host as before each time");
+}
+
+lab_tests! {
+    fn exit_killed_at_every_step("strace") { every_point(Mode::Exit) }
+    fn connect_killed_at_every_step("strace") { every_point(Mode::Connect) }
+    fn recover_of_an_exit_killed_at_every_step("strace") { every_point_of_recover(Mode::Exit) }
+    fn recover_of_a_connect_killed_at_every_step("strace") { every_point_of_recover(Mode::Connect) }
+}
