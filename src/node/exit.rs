@@ -6,7 +6,9 @@
 mod admit;
 mod call;
 mod endpoints;
+mod invites;
 mod manage;
+mod mapped;
 mod watch_mapping;
 
 use std::net::SocketAddr;
@@ -18,11 +20,12 @@ use peervpn_platform::{Host as _, WireGuard};
 use tokio::io::unix::AsyncFd;
 
 use super::apply::Applier;
-use super::control::{self, Request, Response, Status};
+use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
+use super::portmap::{self, PortMap};
 use super::watch::watch;
-use super::{Ground, PROBES, StopSignals, block_on, port_in_use, state, stopped, stun};
+use super::{Ground, PROBES, StopSignals, block_on, port_in_use, service, state, stopped, stun};
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
@@ -31,13 +34,15 @@ use crate::join::address::exit_addresses;
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
 use crate::join::initiation::Checker;
-use crate::join::peers::PeerStore;
+use crate::join::peers::{Peer, PeerStore};
 use crate::key::PrivateKey;
 use crate::tunnel::{self, mtu};
 
 /// WireGuard's customary port, and how many after it are tried when the user named none.
 const FIRST_PORT: u16 = 51820;
 const PORTS_TRIED: u16 = 10;
+/// IP protocol number of TCP; RFC 9293.
+const TCP: u8 = 6;
 
 /// Runs `exit` to its end.
 pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
@@ -55,6 +60,8 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
             Some(Ok((mut exit, tap, server))) => {
                 let asked = exit.serve(&tap, server, &mut signals, &mut ground.applier, out).await;
                 exit.remember_endpoints();
+                // before its undo: a renewal would bring it back
+                exit.portmap = None;
                 exit.save_waiting(Instant::now());
                 let left = ground.applier.undo_all();
                 if let Some((asked, server)) = asked {
@@ -79,9 +86,20 @@ struct Exit<'a> {
     checker: Checker,
     admission: Admission,
     store: PeerStore,
+    /// The control service on our tunnel addresses.
+    service: Option<service::Server>,
+    /// MTU of the tunnel in bytes.
+    mtu: u32,
+    /// Peers reach the IPv6 internet.
+    ipv6: bool,
     mapping: Option<MappingWatch>,
+    /// Unless `--no-portmap`.
+    portmap: Option<PortMap>,
+    mapped: mapped::Mapped,
     /// `--monitor-nat`.
     monitor: Option<Monitor>,
+    /// Newcomers about to be installed, and when.
+    admitted: Vec<(Peer, Instant)>,
     /// Peers we call until they answer.
     calls: Vec<call::Call>,
     /// Newcomers are asked about on the terminal.
@@ -110,8 +128,11 @@ async fn bring_up<'a>(
         ));
     }
     let store = state::peers(places)?;
+    // looks for the gateway while STUN is asked
+    let mut portmap = (!options.no_portmap).then(PortMap::start);
     let (port, gathered) = learn_endpoints(options, out).await?;
-    let endpoints = endpoints::choose(options, port, &gathered, host, &uplinks, out)?;
+    let mapped = mapped::first(&mut portmap, port, &gathered, &uplinks, &mut ground.applier, out).await?;
+    let endpoints = endpoints::choose(options, port, &gathered, &mapped, &mut ground.applier.host, &uplinks, out)?;
 
     let addresses = exit_addresses(&ground.key.public());
     let way = uplinks.iter().map(|(_, way)| way.mtu).min().unwrap_or(mtu::ETHERNET);
@@ -121,6 +142,7 @@ async fn bring_up<'a>(
     config.peers = store
         .peers()
         .map(|peer| admit::device_peer(peer, peer.endpoint.as_ref().and_then(Endpoint::socket_addr)))
+        .chain(store.invites().map(invites::device_slot))
         .collect();
 
     let tap = InitiationTap::open(port)?;
@@ -139,20 +161,35 @@ async fn bring_up<'a>(
         v6: Some(addresses.v6),
         allow_lan: options.allow_lan,
         allow_peers: options.allow_peers,
-        services: Vec::new(),
+        services: vec![(TCP, crate::join::service::PORT)],
     };
     // the firewall stands before the first packet can be forwarded
     let mut changes = vec![Change::Table(Policy::Exit(policy).table())];
     let host = &mut ground.applier.host;
     changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
     ground.applier.make_all(changes)?;
-    let routes: Vec<_> =
-        store.peers().flat_map(|peer| admit::routes(&interface, &peer.tunnel_addresses, ground.applier.ipv6)).collect();
+    let ipv6 = ground.applier.ipv6;
+    let routes: Vec<_> = store
+        .peers()
+        .flat_map(|peer| admit::routes(&interface, &peer.tunnel_addresses, ipv6))
+        .chain(store.invites().map(|invite| invites::route_to_door(&interface, invite)))
+        .collect();
     ground.applier.host.add_routes(&routes)?;
     ground.applier.verify()?;
 
     let tap = watch(tap)?;
     let server = control::Server::bind(places, &interface)?;
+    let own: Vec<_> = addresses.to_vec().into_iter().filter(|address| address.is_ipv4() || ipv6).collect();
+    let service = match service::Server::bind(&own).await {
+        Ok(service) => Some(service),
+        Err(error) => {
+            out.event(&Event::Warning(format!(
+                "no invite can be redeemed here: TCP port {} of the tunnel addresses can't be used: {error}",
+                crate::join::service::PORT
+            )));
+            None
+        }
+    };
     let public_key = ground.key.public();
     let connect = format!("{public_key}@{}", endpoints.join(","));
     out.event(&Event::Ready {
@@ -181,10 +218,17 @@ async fn bring_up<'a>(
     let mapping = (!servers.is_empty())
         .then(|| MappingWatch::start(port, 0, servers, &gathered.reflexive(), interval))
         .transpose()?;
+    invites::know_slots(&mut admission, &store);
     manage::recall_waiting(&mut admission, &state::waiting(places));
     let mut exit = Exit {
+        service,
+        mtu,
+        ipv6: ipv6 && uplinks.iter().any(|(family, _)| *family == Family::V6),
         mapping,
+        portmap,
+        mapped,
         monitor,
+        admitted: Vec::new(),
         calls: Vec::new(),
         options,
         places,
@@ -237,12 +281,14 @@ impl Exit<'_> {
         applier: &mut Applier,
         out: &mut dyn Output,
     ) -> Option<(control::Asked, control::Server)> {
+        let mut tending = tokio::time::interval(invites::EVERY);
+        tending.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = signals.recv() => return None,
                 ready = tap.readable() => {
                     let Ok(mut ready) = ready else { return None };
-                    if self.initiations(tap.get_ref(), applier, out) {
+                    if self.initiations(tap.get_ref(), out) {
                         ready.clear_ready();
                     }
                 }
@@ -254,11 +300,18 @@ impl Exit<'_> {
                     asked.reply(answer);
                 }
                 news = mapping::next_news(&mut self.mapping, applier) => self.news(news, applier, out),
+                news = portmap::next_news(&mut self.portmap) => self.port_mapping(news, applier, out),
                 () = mapping::tick(&mut self.monitor) => {
                     if let (Some(monitor), Some(mapping)) = (&mut self.monitor, &self.mapping) {
                         out.event(&monitor.line(mapping));
                     }
                 }
+                asked = service::next(&mut self.service) => {
+                    let answer = self.service(asked.from, &asked.request, applier, out);
+                    asked.reply(answer);
+                }
+                _ = tending.tick() => self.tend_invites(applier),
+                () = admit::due(&self.admitted) => self.install(Instant::now(), applier, out),
                 () = call::due(&self.calls) => self.call(applier),
                 line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
             }
@@ -266,12 +319,12 @@ impl Exit<'_> {
     }
 
     /// Whether none are left.
-    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) -> bool {
+    fn initiations(&mut self, tap: &InitiationTap, out: &mut dyn Output) -> bool {
         let mut buffer = [0; 256];
         // bounded, so that a flood leaves the loop to the others
         for _ in 0..256 {
             let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return true };
-            self.initiation(payload, source, Instant::now(), applier, out);
+            self.initiation(payload, source, Instant::now(), out);
         }
         false
     }
@@ -286,6 +339,8 @@ impl Exit<'_> {
             Request::PeersDeny { id } => self.deny(id, Instant::now(), out),
             Request::PeersRename { id, name } => self.rename(id, name.as_deref()),
             Request::PeersRevoke { id } => self.revoke(id, applier, out),
+            Request::Invite(wanted) => self.invite(wanted, applier),
+            Request::Export { show_keys } => Ok(self.export(*show_keys)),
             Request::Down => unreachable!("the event loop ends with it"),
         }
     }
@@ -293,13 +348,12 @@ impl Exit<'_> {
     fn status(&mut self, applier: &Applier) -> Result<Status, Failure> {
         let state = self.wireguard.state(applier.interface())?;
         let peers = state.peers.iter().map(|peer| {
-            let known = self.store.get(&crate::key::PublicKey(peer.public_key));
-            control::peer_status(
-                peer,
-                known.and_then(|k| k.name.clone()),
-                known.map(|k| k.tunnel_addresses.to_vec()).unwrap_or_default(),
-                known.map_or("added", |k| k.how.as_str()),
-            )
+            let key = crate::key::PublicKey(peer.public_key);
+            match (self.store.get(&key), self.store.invite(&key)) {
+                (Some(known), _) => PeerStatus::at_rest(known).with_device(peer),
+                (None, Some(invite)) => PeerStatus::of_invite(invite).with_device(peer),
+                (None, None) => control::peer_status(peer, None, Vec::new(), "added"),
+            }
         });
         let peers = peers.collect();
         Ok(Status {

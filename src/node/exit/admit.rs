@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::types::{PeerConfig, Route, RouteKind};
@@ -11,6 +11,7 @@ use peervpn_platform::{Host as _, OUR_PROTOCOL};
 use tokio::sync::mpsc;
 
 use super::Exit;
+use super::call::Call;
 use crate::error::Failure;
 use crate::join::address::TunnelAddresses;
 use crate::join::admission::{Decision, Pending};
@@ -47,6 +48,18 @@ pub fn device_peer(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerConfig {
     PeerConfig {
         preshared_key: peer.preshared_key.as_ref().map(PresharedKey::secret),
         ..tunnel::peer(&peer.public_key, endpoint, peer.tunnel_addresses.allowed_ips().to_vec())
+    }
+}
+
+/// A newcomer's initiation reaches us before WireGuard has worked on it. A peer that is installed in between has its
+/// initiation answered *and* gets ours, and both fail (see `call`): so wait until WireGuard has dropped it.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// When the next newcomer is to be installed.
+pub async fn due(admitted: &[(Peer, Instant)]) {
+    match admitted.iter().map(|(_, due)| *due).min() {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -89,14 +102,7 @@ pub async fn next_answer(questions: &mut Option<Questions>) -> String {
 
 impl Exit<'_> {
     /// Looks at one initiation that came for our port.
-    pub(super) fn initiation(
-        &mut self,
-        payload: &[u8],
-        source: SocketAddr,
-        now: Instant,
-        applier: &mut Applier,
-        out: &mut dyn Output,
-    ) {
+    pub(super) fn initiation(&mut self, payload: &[u8], source: SocketAddr, now: Instant, out: &mut dyn Output) {
         let settled = |key: &PublicKey| self.admission.is_settled(key);
         let key = match self.checker.check(payload, source, now, settled) {
             Verdict::Valid { key } | Verdict::Settled { key } => key,
@@ -104,9 +110,10 @@ impl Exit<'_> {
         };
         match self.admission.consider(key, source, now) {
             Decision::Admit(addresses) => {
-                let peer = Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Any, state::now()) };
-                if let Err(failure) = self.let_in(peer, applier, out) {
-                    out.event(&Event::Warning(format!("{} could not be let in: {}", key.peer_id(), failure.message)));
+                if self.admitted.iter().all(|(peer, _)| peer.public_key != key) {
+                    let peer =
+                        Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Any, state::now()) };
+                    self.admitted.push((peer, now + SETTLE));
                 }
             }
             Decision::AskOperator { first: true } => {
@@ -132,6 +139,19 @@ impl Exit<'_> {
             | Decision::Denied
             | Decision::Full
             | Decision::Closed => {}
+        }
+    }
+
+    /// Installs the newcomers whose time has come.
+    pub(super) fn install(&mut self, now: Instant, applier: &mut Applier, out: &mut dyn Output) {
+        let (due, later) = std::mem::take(&mut self.admitted).into_iter().partition(|(_, due)| *due <= now);
+        self.admitted = later;
+        let due: Vec<(Peer, Instant)> = due;
+        for (peer, _) in due {
+            let id = peer.public_key.peer_id();
+            if let Err(failure) = self.let_in(peer, applier, out) {
+                out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
+            }
         }
     }
 
@@ -272,6 +292,7 @@ impl Exit<'_> {
             return Err(failure);
         }
         self.admission.know(key, tunnel_addresses);
+        self.calls.extend(endpoint.map(|endpoint| Call::new(key, vec![endpoint])));
         out.event(&Event::Joined {
             peer_id: key.peer_id(),
             public_key: key,

@@ -1,8 +1,12 @@
-//! Hole punching by hand: `peers add PUBKEY@ENDPOINT` makes our side call the peer, so that its NAT and ours are opened
-//! by packets that cross (RFC 5128 §3.3).
+//! Calling peers until they answer.
+//!
+//! - Hole punching by hand: `peers add PUBKEY@ENDPOINT` makes our side call the peer, so that its NAT and ours are
+//!   opened by packets that cross (RFC 5128 §3.3).
+//! - Newcomers: installing a peer makes our WireGuard initiate. Should it also still see the newcomer's own initiation,
+//!   both sides end up as responders and each ignores the other's response, until somebody initiates anew.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Exit;
 use super::admit::device_peer;
@@ -16,9 +20,12 @@ use crate::node::event::Output;
 use crate::node::state;
 use crate::tunnel;
 
-/// WireGuard repeats an unanswered initiation after 5 s only; removing and adding the peer makes it call at once.
-const CALL_AGAIN: Duration = Duration::from_secs(1);
-/// How long a peer that was added is called this often; WireGuard goes on by itself.
+/// WireGuard repeats an unanswered initiation after 5 s only; removing and adding the peer makes it call at once, but
+/// forgets the call under way, so the time between calls doubles until it is longer than any round trip.
+const CALL_AGAIN: Duration = Duration::from_millis(250);
+/// The longest time between calls.
+const CALL_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How long a peer is called this often; WireGuard goes on by itself.
 const CALL_FOR: Duration = Duration::from_secs(60);
 
 /// A peer that is called until it answers.
@@ -27,7 +34,19 @@ pub struct Call {
     endpoints: Vec<SocketAddr>,
     turn: usize,
     next: Instant,
+    gap: Duration,
     until: Instant,
+    /// Handshakes from here on count as an answer; since the Unix epoch.
+    since: Duration,
+}
+
+impl Call {
+    /// The first call has just been made, to the first endpoint.
+    pub fn new(key: PublicKey, endpoints: Vec<SocketAddr>) -> Call {
+        let now = Instant::now();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Call { key, endpoints, turn: 1, next: now + CALL_AGAIN, gap: CALL_AGAIN, until: now + CALL_FOR, since }
+    }
 }
 
 impl Call {
@@ -66,6 +85,7 @@ impl Exit<'_> {
         if let Some(name) = name {
             check_name(name)?;
         }
+        let new = self.store.get(&key).is_none();
         match self.store.get(&key).map(|peer| peer.tunnel_addresses) {
             Some(_) => {
                 if let Some(name) = name {
@@ -85,8 +105,11 @@ impl Exit<'_> {
         }
         self.calls.retain(|call| call.key != key);
         if !endpoints.is_empty() {
-            let now = Instant::now();
-            self.calls.push(Call { key, endpoints, turn: 0, next: now, until: now + CALL_FOR });
+            let mut call = Call::new(key, endpoints);
+            if !new {
+                (call.turn, call.next) = (0, Instant::now());
+            }
+            self.calls.push(call);
             self.call(applier);
         }
         self.peer_answer(&key, applier)
@@ -100,18 +123,17 @@ impl Exit<'_> {
             self.calls.clear();
             return;
         };
-        let answered = |key: &PublicKey| {
-            let session = state.peers.iter().find(|p| p.public_key == key.0).and_then(|p| p.last_handshake);
-            // a session of before the peer moved does not count: WireGuard renews one after two minutes
-            let epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            session.is_some_and(|at| epoch.saturating_sub(at) < CALL_FOR)
+        let answered = |call: &Call| {
+            let session = state.peers.iter().find(|p| p.public_key == call.key.0).and_then(|p| p.last_handshake);
+            session.is_some_and(|at| at >= call.since)
         };
         let store = &self.store;
-        self.calls.retain(|call| call.until > now && !answered(&call.key) && store.get(&call.key).is_some());
+        self.calls.retain(|call| call.until > now && !answered(call) && store.get(&call.key).is_some());
         for call in self.calls.iter_mut().filter(|call| call.next <= now) {
             let endpoint = call.endpoints[call.turn % call.endpoints.len()];
             call.turn += 1;
-            call.next = now + CALL_AGAIN;
+            call.gap = (call.gap * 2).min(CALL_AGAIN_MAX);
+            call.next = now + call.gap;
             tracing::debug!(peer = %call.key.peer_id(), remote = %endpoint, "calling");
             let Some(peer) = self.store.get(&call.key) else { continue };
             let again = device_peer(peer, Some(endpoint));
