@@ -15,6 +15,7 @@ mod route;
 mod sysctl;
 mod uapi;
 pub mod udp;
+pub mod watch;
 mod wireguard;
 
 pub use caps::{listening_ports, port_holder, privileged};
