@@ -36,7 +36,9 @@ pub(super) fn run(args: NattestArgs, context: &Context) -> Outcome {
     let file = ConfigFile::read(context.config.as_deref())?.for_exit();
     let servers = said(args.stun_server).or(file.stun_server).unwrap_or_else(servers::default);
     if !context.json {
-        terminal::to_stderr(|err| writeln!(err, "… asking {} STUN servers and the gateway", servers.len()));
+        let asked =
+            if servers.len() == 1 { "1 STUN server".to_owned() } else { format!("{} STUN servers", servers.len()) };
+        terminal::to_stderr(|err| writeln!(err, "… asking {asked} and the gateway"));
     }
     let options = Options { servers, port: args.port, lifetime: args.lifetime };
     let mut progress = |line: String| {

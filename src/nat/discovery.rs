@@ -27,9 +27,9 @@ use super::transaction::{AnswerFrom, Event, Request, Transactions, Transmit, rto
 
 /// RTO of the first contact. RFC 8489 §6.2.1 recommends 500 ms where nothing is known; this is one command's handful of
 /// datagrams, and silence must be told within a second.
-const CONTACT_RTO: Duration = Duration::from_millis(130);
+const CONTACT_RTO: Duration = Duration::from_millis(120);
 /// No server answered within this: the contact is over. Four requests to each server are out by then.
-const CONTACT_LIMIT: Duration = Duration::from_millis(1100);
+const CONTACT_LIMIT: Duration = Duration::from_millis(1000);
 /// Some server answered, none with OTHER-ADDRESS: how long after the start the others may still.
 const OTHER_ADDRESS_LIMIT: Duration = Duration::from_millis(700);
 /// After the first answer with OTHER-ADDRESS, how long a server earlier in the list may take to be preferred.

@@ -180,6 +180,23 @@ pub fn cgn(local: IpAddr, gateway_external: Option<IpAddr>, reflexive: Option<Ip
     Some(external != reflexive)
 }
 
+/// Silence, but of too few servers to blame the network.
+fn is_blocked_unsure(v4: Option<&Measured>, v6: Option<&Measured>) -> bool {
+    let families = [v4, v6];
+    !families.into_iter().flatten().any(|measured| NatType::of(measured) == NatType::Blocked)
+}
+
+/// What a mapping lifetime means for an exit that refreshes its mapping every `interval` seconds; `None`: nothing.
+pub fn explain_lifetime(lifetime_s: u64, interval_s: u64) -> Option<String> {
+    (lifetime_s <= interval_s).then(|| {
+        format!(
+            "The NAT forgets a mapping after {lifetime_s} s, sooner than the {interval_s} s between refreshes: \
+             start `peervpn exit --keeper-interval {}s`.",
+            (lifetime_s / 2).max(1)
+        )
+    })
+}
+
 /// The verdict in a few plain lines: can this be an exit, what to expect, what to do.
 pub fn explain(v4: Option<&Measured>, v6: Option<&Measured>, can: CanBeExit, cgn: bool) -> Vec<String> {
     let mut lines = Vec::new();
@@ -199,6 +216,10 @@ pub fn explain(v4: Option<&Measured>, v6: Option<&Measured>, can: CanBeExit, cgn
             say(
                 "Better: forward one UDP port on the router to this machine and start `peervpn exit --port N --endpoint HOST:N`.",
             );
+        }
+        CanBeExit::No if is_blocked_unsure(v4, v6) => {
+            say("Nothing can be said: the STUN server asked is down, or this network lets no UDP through.");
+            say("Name more servers: --stun-server HOST:PORT, or leave the option out to ask public ones.");
         }
         CanBeExit::No => {
             say("This machine can't be an exit, and it can't reach one: no UDP comes through.");
@@ -364,6 +385,9 @@ mod tests {
         assert!(
             text(&kinds()[4]).contains("peers add") && text(&kinds()[4]).contains("but one behind a symmetric NAT")
         );
+        assert!(text(&Measured { silent: 1, ..blocked() }).starts_with("Nothing can be said"));
+        assert_eq!(explain_lifetime(30, 20), None);
+        assert!(explain_lifetime(10, 20).is_some_and(|line| line.contains("--keeper-interval 5s")));
         assert!(text(&Measured { why: vec!["no reason"], ..measured(true, Unknown, Unknown) }).contains("no reason"));
     }
 }

@@ -13,6 +13,7 @@ use peervpn_platform::types::Family;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::config::DEFAULT_KEEPER_INTERVAL;
 use crate::error::{Failure, Hint};
 use crate::nat::discovery::{Behaviour, Discovery, Measured, Path};
 use crate::nat::verdict::{self, CanBeExit, NatType};
@@ -144,8 +145,11 @@ pub async fn measure(options: &Options, progress: Progress<'_>) -> Result<Report
     let of = |report: &Option<FamilyReport>| report.as_ref().map(|report| report.measured.clone());
     let (v4, v6) = (of(&ipv4), of(&ipv6));
     let can_be_exit = verdict::can_be_exit(v4.as_ref(), v6.as_ref(), gateway.protocols.any(), cgn);
+    let mut explanation = verdict::explain(v4.as_ref(), v6.as_ref(), can_be_exit, cgn);
+    let shortest = [&ipv4, &ipv6].into_iter().filter_map(|report| report.as_ref()?.lifetime_s).min();
+    explanation.extend(shortest.and_then(|s| verdict::explain_lifetime(s, DEFAULT_KEEPER_INTERVAL.as_secs())));
     Ok(Report {
-        explanation: verdict::explain(v4.as_ref(), v6.as_ref(), can_be_exit, cgn),
+        explanation,
         ipv4,
         ipv6,
         port_mapping: gateway.protocols,
