@@ -1,5 +1,7 @@
 //! `peervpn connect`.
 
+use std::io::{BufRead as _, IsTerminal as _, Read as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -7,8 +9,10 @@ use ipnetwork::IpNetwork;
 
 use super::args::{NodeArgs, said};
 use super::terminal::Terminal;
-use super::{Context, Outcome};
+use super::{Context, Outcome, terminal};
 use crate::config::{Settings, value};
+use crate::error::Failure;
+use crate::join::invite::{Invite, MAX_LENGTH};
 use crate::nat::servers;
 use crate::node;
 
@@ -20,11 +24,16 @@ Examples:
                                                      several endpoints: the first that answers is used
   sudo peervpn connect PUBKEY@vpn.example.org:51820 --allowed-ips 198.51.100.0/24
                                                      send only that network through the exit
-  sudo peervpn connect PUBKEY@203.0.113.20:51820 --timeout 30 --retry 3")]
+  sudo peervpn connect PUBKEY@203.0.113.20:51820 --timeout 30 --retry 3
+  sudo peervpn connect -                             join by an invite: paste it when asked")]
 pub(super) struct ConnectArgs {
     /// The exit's connect string: PUBKEY@ENDPOINT[,ENDPOINT…], an endpoint being IPv4:port, [IPv6]:port or name:port
-    #[arg(value_name = "PUBKEY@ENDPOINT")]
-    target: String,
+    /// or an invite, better given as - (read from standard input), which keeps it out of the shell's history
+    #[arg(value_name = "PUBKEY@ENDPOINT", required_unless_present = "invite_file")]
+    target: Option<String>,
+    /// Join by the invite in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "target")]
+    invite_file: Option<PathBuf>,
     /// How long to wait for the first handshake: 15, 30s, 2m [default: 15]
     #[arg(long, value_name = "SECONDS", value_parser = value::duration)]
     timeout: Option<Duration>,
@@ -46,7 +55,7 @@ pub(super) struct ConnectArgs {
 
 impl ConnectArgs {
     /// What the flags say, and the target.
-    fn settings(self) -> (Settings, String) {
+    fn settings(self) -> (Settings, Option<String>) {
         let settings = Settings {
             timeout: self.timeout,
             retry: self.retry,
@@ -59,10 +68,42 @@ impl ConnectArgs {
     }
 }
 
+/// The connect string or invite, from wherever it is to come.
+fn target(args: &ConnectArgs) -> Result<String, Failure> {
+    if let Some(file) = &args.invite_file {
+        return Ok(node::invite::read_private(file)?.to_string());
+    }
+    let typed = args.target.as_deref().unwrap_or_default();
+    if typed != "-" {
+        if Invite::is_meant(typed) {
+            // other users see the arguments of every process
+            node::conceal_argument(typed);
+            let warning = "the invite now stands in your shell's history; connect - reads it from standard input";
+            terminal::to_stderr(|err| writeln!(err, "note: {warning}"));
+        }
+        return Ok(typed.to_owned());
+    }
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        terminal::to_stderr(|err| write!(err, "Paste the invite or connect string, then Enter: "));
+    }
+    let mut line = String::with_capacity(MAX_LENGTH);
+    let mut bounded = stdin.lock().take(MAX_LENGTH as u64);
+    // from a pipe, all of it: chat programs break long lines
+    let read = if stdin.is_terminal() { bounded.read_line(&mut line) } else { bounded.read_to_string(&mut line) };
+    read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}"), "paste one line of text"))?;
+    let text = line.trim().to_owned();
+    if text.is_empty() {
+        return Err(Failure::usage("nothing came on standard input", "paste the invite: one line of text"));
+    }
+    Ok(text)
+}
+
 /// Runs until it is stopped.
 pub(super) fn run(args: ConnectArgs, context: &Context) -> Outcome {
     let file = context.config_file()?;
-    let (flags, target) = args.settings();
+    let target = target(&args)?;
+    let (flags, _) = args.settings();
     let options = flags.over(file.for_connect()).connect(target, servers::DEFAULT);
     node::connect::run(&options, &context.places, &mut Terminal::new(context))
 }

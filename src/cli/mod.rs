@@ -7,7 +7,9 @@ mod args;
 mod connect;
 mod down;
 mod exit;
+mod export;
 mod info;
+mod invite;
 mod nattest;
 mod peers;
 mod prototype;
@@ -64,6 +66,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Show and admit peers of the running node.
     Peers(peers::PeersArgs),
+    /// Invite someone: a line, a wg-quick file or a QR code that lets them in without being asked about.
+    Invite(invite::InviteArgs),
+    /// Show the running node's configuration as a wg-quick file.
+    Export(export::ExportArgs),
     /// Stop the running node and put this host back.
     Down(down::DownArgs),
     /// Put this host back after a crash.
@@ -110,6 +116,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Nattest(args) => nattest::run(args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Peers(args) => peers::run(args, &context),
+        Command::Invite(args) => invite::run(&args, &context),
+        Command::Export(args) => export::run(&args, &context),
         Command::Down(args) => down::run(&args, &context),
         Command::Recover(args) => recover::run(&args, &context),
         Command::UserspaceDevice(args) => userspace_device::run(&args),

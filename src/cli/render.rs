@@ -9,6 +9,7 @@ use super::style::{Style, bytes, span, tame};
 use crate::error::Failure;
 use crate::node::control::{Changed, PeerStatus, PendingPeer, Status};
 use crate::node::event::Event;
+use crate::node::invite::Made;
 
 /// Where text goes.
 pub(super) type Out<'a> = &'a mut dyn Write;
@@ -157,7 +158,7 @@ pub(super) fn peers(out: Out, peers: &[PeerStatus], style: Style) -> io::Result<
             peer.last_handshake_s.map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", span(seconds))),
             bytes(peer.rx_bytes),
             bytes(peer.tx_bytes),
-            peer.how.clone(),
+            peer.note.as_ref().map_or_else(|| peer.how.clone(), |note| format!("{}, {}", peer.how, tame(note))),
         ]
     });
     columns(out, header, rows, style)
@@ -174,6 +175,27 @@ pub(super) fn pending(out: Out, pending: &[PendingPeer], style: Style) -> io::Re
         ]
     });
     columns(out, ["PEER ID", "ENDPOINT", "ASKED", "PUBLIC KEY"], rows, style)
+}
+
+/// What to do with what was made, and for how long it is good.
+pub(super) fn invited(err: Out, made: &Made, seconds: u64, style: Style) -> io::Result<()> {
+    let Made { invite, peer_id, reusable, .. } = made;
+    let within = span(seconds);
+    writeln!(err)?;
+    if invite.is_some() {
+        writeln!(err, "On the other machine, within {within}:\n\n  {}\n", style.bold("sudo peervpn connect -"))?;
+        writeln!(
+            err,
+            "and paste the line above there. It is a secret: whoever has it can join{}.",
+            match reusable {
+                true => ", as often as they like",
+                false => ", once",
+            }
+        )?;
+    } else {
+        writeln!(err, "Use it within {within}, on one device. It is a secret: whoever has it can join.")?;
+    }
+    writeln!(err, "Take it back: sudo peervpn peers revoke {peer_id}")
 }
 
 /// What was done to a peer.
@@ -383,6 +405,7 @@ mod tests {
             rx_bytes: 1536,
             tx_bytes: 0,
             how: "accepted".into(),
+            note: None,
         };
         let node = Status {
             interface: "peervpn0".into(),

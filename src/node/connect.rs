@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::os::{self, packet::InitiationTap};
-use peervpn_platform::types::{Family, RouteKind};
+use peervpn_platform::types::{Family, PeerConfig, RouteKind};
 use peervpn_platform::{Host as _, WireGuard};
 use tokio::io::unix::AsyncFd;
 
@@ -17,16 +17,18 @@ use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::watch::watch;
-use super::{Ground, PROBES, StopSignals, block_on, port_in_use, stopped};
+use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, stopped};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
 use crate::host::firewall::{ConnectPolicy, Policy};
 use crate::host::{Change, numbers, sysctls};
 use crate::join::address::{TunnelAddresses, exit_addresses, peer_addresses};
 use crate::join::connect::{ConnectString, Endpoint, Host};
-use crate::key::PublicKey;
+use crate::join::invite::Invite;
+use crate::join::service::Settings;
+use crate::key::{PresharedKey, PublicKey};
 use crate::nat::keeper::Event as News;
-use crate::tunnel::{self, mtu, routes};
+use crate::tunnel::{self, mtu, routes, wgquick};
 
 /// An unanswered initiation is repeated after this, to the next endpoint where there are several. Removing and adding
 /// the peer is what makes WireGuard do it: by itself it waits 5 s. A handshake is one round trip.
@@ -38,9 +40,19 @@ const SAY_UNREACHABLE: Duration = Duration::from_secs(3);
 
 /// Runs `connect` to its end.
 pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
-    let target: ConnectString = options.target.parse().map_err(|error| Failure::from(error).host("unchanged"))?;
+    let target = Target::parse(&options.target).map_err(|failure| failure.host("unchanged"))?;
     block_on(async {
         let mut signals = StopSignals::install()?;
+        let (target, joined) = match target {
+            Target::Exit(target) => {
+                let joined = super::state::exits(places)?.settings(&target.key).cloned();
+                (target, joined)
+            }
+            Target::Invite(invite) => match redeem::join(&invite, options, places, &mut signals, out).await? {
+                None => return Ok(()),
+                Some(joined) => (ConnectString { key: invite.exit, endpoints: invite.endpoints.clone() }, Some(joined)),
+            },
+        };
         let mut ground = Ground::prepare(&options.node, places, "connect", out)?;
         if target.key == ground.key.public() {
             return Err(ground.applier.undo_after(Failure::usage(
@@ -51,7 +63,7 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
         let up = tokio::select! {
             biased;
             () = signals.recv() => None,
-            up = bring_up(&mut ground, &target, options, out) => Some(up),
+            up = bring_up(&mut ground, &target, joined.as_ref(), options, out) => Some(up),
         };
         match up {
             None => stopped(&ground.applier.undo_all(), out),
@@ -64,6 +76,21 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
     })?
 }
 
+/// What `connect` was given.
+enum Target {
+    Exit(ConnectString),
+    Invite(Box<Invite>),
+}
+
+impl Target {
+    fn parse(text: &str) -> Result<Target, Failure> {
+        if Invite::is_meant(text) {
+            return Ok(Target::Invite(Box::new(text.parse::<Invite>()?)));
+        }
+        Ok(Target::Exit(text.trim().parse::<ConnectString>()?))
+    }
+}
+
 /// A connected node.
 struct Connected {
     interface: String,
@@ -72,6 +99,8 @@ struct Connected {
     own: PublicKey,
     port: u16,
     exit_addresses: Vec<IpAddr>,
+    /// For `peervpn export`.
+    config: wgquick::Config,
     wireguard: Box<dyn WireGuard>,
     /// `--monitor-nat`.
     monitor: Option<Monitor>,
@@ -81,6 +110,7 @@ struct Connected {
 async fn bring_up(
     ground: &mut Ground,
     target: &ConnectString,
+    joined: Option<&Settings>,
     options: &ConnectOptions,
     out: &mut dyn Output,
 ) -> Result<Connected, Failure> {
@@ -94,7 +124,8 @@ async fn bring_up(
         Failure::new("no free fwmark, table or rule priority is left on this host", "ip rule shows who takes them")
     })?;
     let own = ground.key.public();
-    let addresses = peer_addresses(&target.key, &own);
+    // an exit that we joined by an invite has told us ours, and shares a key with us
+    let addresses = joined.map_or_else(|| peer_addresses(&target.key, &own), |joined| joined.tunnel_addresses);
     let exit = exit_addresses(&target.key);
     let allowed: Vec<IpNetwork> = if options.allowed_ips.is_empty() {
         Family::BOTH.into_iter().map(Family::default_prefix).collect()
@@ -111,7 +142,12 @@ async fn bring_up(
     let mtu = options.node.mtu.unwrap_or(way.unwrap_or(mtu::MIN));
     let mut config = tunnel::device(&ground.key, port, numbers.fwmark);
     let mut asked = 0;
-    config.peers.push(tunnel::peer(&target.key, Some(candidates[asked].address), cryptokey.clone()));
+    let preshared_key = joined.and_then(|joined| joined.preshared_key.clone());
+    let exit_peer = |address| PeerConfig {
+        preshared_key: preshared_key.as_ref().map(PresharedKey::secret),
+        ..tunnel::peer(&target.key, Some(address), cryptokey.clone())
+    };
+    config.peers.push(exit_peer(candidates[asked].address));
     out.event(&Event::Step(format!(
         "our peer ID is {}: the exit's operator sees it when asked to let you in",
         own.peer_id()
@@ -155,8 +191,7 @@ async fn bring_up(
             let address = candidates[asked].address;
             tracing::debug!(remote = %address, "asking again");
             wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&target.key)]))?;
-            let peer = tunnel::peer(&target.key, Some(address), cryptokey.clone());
-            wireguard.configure(&interface, &tunnel::peers(vec![peer]))?;
+            wireguard.configure(&interface, &tunnel::peers(vec![exit_peer(address)]))?;
         }
         tokio::select! {
             () = woken(&wakeup) => {}
@@ -186,6 +221,19 @@ async fn bring_up(
         own,
         port,
         exit_addresses: exit.to_vec(),
+        config: wgquick::Config {
+            key: ground.key.clone(),
+            addresses: vec![addresses.v4.into(), addresses.v6.into()],
+            dns: joined.map(|joined| joined.dns.clone()).unwrap_or_default(),
+            mtu,
+            listen_port: None,
+            peers: vec![wgquick::Peer {
+                public_key: target.key,
+                preshared_key: preshared_key.clone(),
+                allowed_ips: cryptokey.clone(),
+                endpoint: endpoint.map(|endpoint| endpoint.to_string()),
+            }],
+        },
         wireguard,
         monitor,
         mapping,
@@ -268,8 +316,8 @@ fn unreachable(own: &PublicKey, mapping: Option<&MappingWatch>, local: SocketAdd
 }
 
 /// One way to the exit.
-struct Candidate {
-    address: SocketAddr,
+pub(super) struct Candidate {
+    pub(super) address: SocketAddr,
     /// Our address on that way.
     source: IpAddr,
     /// MTU of the way, bytes.
@@ -277,7 +325,7 @@ struct Candidate {
 }
 
 /// Resolves the endpoints and keeps those that this host has a route to.
-async fn candidates(
+pub(super) async fn candidates(
     applier: &mut Applier,
     endpoints: &[Endpoint],
     out: &mut dyn Output,
@@ -399,6 +447,7 @@ fn answer(node: &mut Connected, request: &Request) -> Response {
             Ok(status) => Response::Peers { peers: status.peers },
             Err(failure) => control::failed(failure),
         },
+        Request::Export { show_keys } => Response::Export { wg_quick: node.config.render(*show_keys).into() },
         _ => Response::Failed {
             error: "this node is connected to an exit; only an exit lets peers in".to_owned(),
             hint: Some("run it on the machine where peervpn exit runs".to_owned()),

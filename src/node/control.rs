@@ -9,10 +9,13 @@ use std::time::Duration;
 use peervpn_platform::types::PeerState;
 use serde::{Deserialize, Serialize};
 
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::invite;
 use crate::config::{DEFAULT_INTERFACE, Places};
 use crate::error::Failure;
 use crate::join::connect::ConnectString;
-use crate::join::peers::Peer;
+use crate::join::peers::{Invite, Peer};
 use crate::key::PublicKey;
 
 /// Longest request in bytes.
@@ -63,6 +66,13 @@ pub enum Request {
         /// Its peer ID, public key or name.
         id: String,
     },
+    /// Make an invite, or a wg-quick file for a stock app.
+    Invite(invite::Wanted),
+    /// The node's own configuration as a wg-quick file.
+    Export {
+        /// With the secret keys.
+        show_keys: bool,
+    },
     /// Stop and put the host back; answered when that is done.
     Down,
 }
@@ -87,6 +97,13 @@ pub enum Response {
     Accepted(PeerStatus),
     /// To [`Request::PeersDeny`], [`Request::PeersRename`] and [`Request::PeersRevoke`].
     Changed(Changed),
+    /// To [`Request::Invite`].
+    Invite(Box<invite::Made>),
+    /// To [`Request::Export`].
+    Export {
+        /// The wg-quick file.
+        wg_quick: SecretText,
+    },
     /// To [`Request::Down`]: the node has stopped.
     Stopped {
         /// `restored`, or what is left.
@@ -143,6 +160,9 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// `accepted`, `any`, `invite`, `added`, or `exit` for the exit we are connected to.
     pub how: String,
+    /// `stock app`, `stock app, unused`, `open invite`, `spent invite`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 impl PeerStatus {
@@ -158,7 +178,65 @@ impl PeerStatus {
             rx_bytes: 0,
             tx_bytes: 0,
             how: peer.how.as_str().to_owned(),
+            note: match (peer.stock, peer.use_by) {
+                (false, _) => None,
+                (true, None) => Some("stock app".to_owned()),
+                (true, Some(_)) => Some("stock app, unused".to_owned()),
+            },
         }
+    }
+
+    /// An invite, as the peers file has it.
+    pub fn of_invite(invite: &Invite) -> Self {
+        let key = invite.public_key;
+        PeerStatus {
+            peer_id: key.peer_id(),
+            name: invite.name.clone(),
+            public_key: key,
+            endpoint: None,
+            tunnel_addresses: vec![invite.door.into()],
+            last_handshake_s: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            how: "invite".to_owned(),
+            note: Some(if invite.is_spent() { "spent invite" } else { "open invite" }.to_owned()),
+        }
+    }
+
+    /// The same peer, with what its device tells.
+    pub fn with_device(self, device: &PeerState) -> Self {
+        let PeerStatus { name, tunnel_addresses, how, note, .. } = self;
+        PeerStatus { note, ..peer_status(device, name, tunnel_addresses, &how) }
+    }
+}
+
+/// A text with secrets in it: wiped when dropped, never in a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text, for the one who asked for it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Zeroizing<String>> for SecretText {
+    fn from(mut text: Zeroizing<String>) -> Self {
+        SecretText(std::mem::take(&mut text))
+    }
+}
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
+impl Drop for SecretText {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -310,7 +388,7 @@ async fn converse(stream: tokio::net::UnixStream, node: tokio::sync::mpsc::Sende
             hint: Some("use the peervpn of the same version as the running node".to_owned()),
         },
     };
-    let mut bytes = serde_json::to_vec(&response)?;
+    let mut bytes = Zeroizing::new(serde_json::to_vec(&response)?);
     bytes.push(b'\n');
     tokio::time::timeout(CONNECTION_LIMIT, write.write_all(&bytes)).await??;
     write.shutdown().await
@@ -423,5 +501,6 @@ pub fn peer_status(peer: &PeerState, name: Option<String>, tunnel_addresses: Vec
         rx_bytes: peer.rx_bytes,
         tx_bytes: peer.tx_bytes,
         how: how.to_owned(),
+        note: None,
     }
 }

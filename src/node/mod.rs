@@ -2,6 +2,7 @@
 //!
 //! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
 //! - [`apply`]: host changes through the journal; [`recover`]: putting back what a killed node left.
+//! - [`portmap`]: port mapping on the gateway.
 //! - [`control`]: the control socket; [`event`]: what the person or script is told.
 //! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`], [`mapping`]: STUN on our port, before and after WireGuard
 //!   has it.
@@ -13,10 +14,14 @@ pub mod device;
 pub mod event;
 pub mod exit;
 pub mod info;
+pub mod invite;
 pub mod mapping;
 pub mod nattest;
 pub mod offline;
+pub mod portmap;
 pub mod recover;
+mod redeem;
+pub mod service;
 pub mod state;
 pub mod stun;
 mod watch;
@@ -40,6 +45,9 @@ use crate::key::PrivateKey;
 
 /// Time for the userspace device to open its UAPI socket: process start on a slow machine.
 const DEVICE_START: Duration = Duration::from_secs(5);
+
+/// The kernel's `main` table, `RT_TABLE_MAIN`.
+const MAIN_TABLE: u32 = 254;
 
 /// Public addresses that are only ever asked about in the local routing table; nothing is sent to them.
 pub const PROBES: [IpAddr; 2] = [
@@ -178,6 +186,16 @@ fn choose_backend(choice: &BackendChoice) -> Result<(Backend, Option<std::path::
     }
 }
 
+/// Hides an argument of ours from the system's list of processes.
+pub fn conceal_argument(argument: &str) {
+    process::conceal_argument(argument);
+}
+
+/// Whether this process may do what a node does.
+pub fn privileged() -> bool {
+    os::privileged()
+}
+
 /// The commands that change the host need root.
 pub fn not_root(command: &str) -> Failure {
     let rest = if command == "recover" { "" } else { " …" };
@@ -240,6 +258,20 @@ fn stopped(left: &Leftovers, out: &mut dyn Output) -> Result<(), Failure> {
         hint: Some("peervpn recover tries again".to_owned()),
         status: Status::NotRestored,
     })
+}
+
+/// The route to an exit's tunnel address. It lies on our link and goes with it.
+fn exit_route(interface: &str, exit: IpAddr) -> peervpn_platform::types::Route {
+    peervpn_platform::types::Route {
+        table: MAIN_TABLE,
+        destination: IpNetwork::from(exit),
+        kind: peervpn_platform::types::RouteKind::Unicast,
+        oif: Some(interface.to_owned()),
+        gateway: None,
+        metric: None,
+        protocol: peervpn_platform::OUR_PROTOCOL,
+        mtu: None,
+    }
 }
 
 /// A listen port that is taken, with its holder where the system tells.

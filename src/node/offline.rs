@@ -28,7 +28,17 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
         Request::PeersPending => return Ok(Response::Pending { pending: state.pending() }),
         _ => {}
     }
-    // nobody starts a node on these files meanwhile
+    // written anew from what is read under the lock
+    drop(state);
+    locked(places, interface, || State::read(places)?.change(places, request))
+}
+
+/// Does something to the state directory while nobody can start a node on it.
+pub fn locked<T>(
+    places: &Places,
+    interface: Option<&str>,
+    work: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let path = apply::journal_path(places, interface.unwrap_or(DEFAULT_INTERFACE));
     files::private_dir(&apply::journal_dir(places)).map_err(apply::unwritable)?;
     let log = match files::Log::open(&path).map_err(apply::unwritable)? {
@@ -37,7 +47,7 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
             return Err(Failure::new("a node is just starting or stopping here", "try again in a moment"));
         }
     };
-    let answer = State::read(places)?.change(places, request);
+    let answer = work();
     // an orphan's journal must stay
     if log.is_empty().unwrap_or(false) {
         log.remove().map_err(apply::unwritable)?;
@@ -61,7 +71,8 @@ impl State {
     }
 
     fn list(&self) -> Vec<PeerStatus> {
-        self.peers.peers().map(PeerStatus::at_rest).collect()
+        let invites = self.peers.invites().map(PeerStatus::of_invite);
+        self.peers.peers().map(PeerStatus::at_rest).chain(invites).collect()
     }
 
     fn pending(&self) -> Vec<PendingPeer> {

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::apply::unwritable;
 use crate::config::Places;
 use crate::error::{Failure, chain};
+use crate::join::exits::{self, Exits};
 use crate::join::peers::{self, PeerStore};
 use crate::join::waiting::{self, Waiting};
 use crate::key::PrivateKey;
@@ -82,6 +83,24 @@ pub fn waiting(places: &Places) -> Waiting {
 /// Writes who waits and who was denied.
 pub fn save_waiting(places: &Places, waiting: &Waiting) -> Result<(), Failure> {
     files::write_atomic(&waiting_path(places), waiting.to_json().as_bytes(), 0o600).map_err(unwritable)
+}
+
+fn exits_path(places: &Places) -> PathBuf {
+    places.state_dir.join("exits.json")
+}
+
+/// The exits we joined by an invite.
+pub fn exits(places: &Places) -> Result<Exits, Failure> {
+    let path = exits_path(places);
+    match files::read_bounded(&path, exits::MAX_FILE).map_err(unreadable)? {
+        None => Ok(Exits::default()),
+        Some(bytes) => Exits::parse(&Zeroizing::new(bytes)).map_err(|error| Failure::from(error).host("unchanged")),
+    }
+}
+
+/// Writes the exits file.
+pub fn save_exits(places: &Places, exits: &Exits) -> Result<(), Failure> {
+    files::write_atomic(&exits_path(places), exits.to_json().as_bytes(), 0o600).map_err(unwritable)
 }
 
 /// Seconds since 1970.

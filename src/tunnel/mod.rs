@@ -1,7 +1,9 @@
 //! The desired WireGuard state: device and peer settings, MTU arithmetic, what is routed into the tunnel. Pure.
 
 pub mod mtu;
+pub mod qr;
 pub mod routes;
+pub mod wgquick;
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,6 @@
 //! The program under test, started at a site, its events read from stdout.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -78,7 +78,7 @@ impl Site {
 
     /// Starts `peervpn exit ARGS` with what every lab node is given.
     pub fn exit(&self, args: &[&str]) -> Node {
-        self.node("exit", args)
+        self.node("exit", None, args)
     }
 
     /// Starts `peervpn connect TARGET ARGS` likewise.
@@ -86,10 +86,23 @@ impl Site {
         let timeout = record::patience(15).as_secs().to_string();
         let bound = ["--timeout", timeout.as_str()];
         let bound = if args.contains(&"--timeout") { &[] } else { &bound[..] };
-        self.node("connect", &[&[target], bound, args].concat())
+        self.node("connect", None, &[&[target], bound, args].concat())
     }
 
-    fn node(&self, mode: &str, args: &[&str]) -> Node {
+    /// Starts `peervpn connect ARGS`, the target among them or read from a file.
+    pub fn connect_with(&self, args: &[&str]) -> Node {
+        let timeout = record::patience(15).as_secs().to_string();
+        let bound = ["--timeout", timeout.as_str()];
+        let bound = if args.contains(&"--timeout") { &[] } else { &bound[..] };
+        self.node("connect", None, &[bound, args].concat())
+    }
+
+    /// Starts `peervpn connect - ARGS` and gives it this line on its standard input.
+    pub fn connect_reading(&self, line: &str, args: &[&str]) -> Node {
+        self.node("connect", Some(line), &[&["-"], args].concat())
+    }
+
+    fn node(&self, mode: &str, input: Option<&str>, args: &[&str]) -> Node {
         let mut all = vec![mode, "--json", "-v", "--backend", record::backend()];
         if !args.iter().any(|arg| arg.starts_with("--stun-server") || *arg == "--no-stun") {
             all.extend(["--stun-server", "192.0.2.3:3478"]);
@@ -100,10 +113,14 @@ impl Site {
         all.extend(args);
         let mut child = self
             .peervpn(&all)
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| panic!("start {}: {e}", binary().display()));
+        if let (Some(line), Some(mut stdin)) = (input, child.stdin.take()) {
+            stdin.write_all(line.as_bytes()).expect("the node reads its standard input");
+        }
         let log = Arc::new(Mutex::new(format!("$ peervpn {}\n", all.join(" "))));
         let (send, events) = channel();
         let stdout = BufReader::new(child.stdout.take().expect("piped"));

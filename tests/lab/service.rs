@@ -84,6 +84,51 @@ pub fn get(server: IpAddr, limit: Duration) -> io::Result<IpAddr> {
     body.parse().map_err(|_| io::Error::other(format!("the web server answered {answer:?}")))
 }
 
+/// A UDP port that swallows what comes, and remembers how much and when the last packet came.
+pub struct Sink {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<(u64, Option<Instant>)>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sink {
+    /// Listens in `space` on port 9 (discard, RFC 863) of `address`.
+    pub fn start(space: &Namespace, address: IpAddr) -> Sink {
+        let socket = space.run(|| UdpSocket::bind((address, 9))).unwrap_or_else(|e| panic!("bind [{address}]:9: {e}"));
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a socket");
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new((0, None))));
+        let (stopped, counted) = (stop.clone(), seen.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if socket.recv(&mut [0; 2048]).is_ok() {
+                    let mut counted = counted.lock().expect("no panic under this lock");
+                    *counted = (counted.0 + 1, Some(Instant::now()));
+                }
+            }
+        });
+        Sink { stop, seen, thread: Some(thread) }
+    }
+
+    /// Packets so far.
+    pub fn count(&self) -> u64 {
+        self.seen.lock().expect("no panic under this lock").0
+    }
+
+    /// When the last one came.
+    pub fn last(&self) -> Option<Instant> {
+        self.seen.lock().expect("no panic under this lock").1
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// coturn as an RFC 5780 STUN server on two v4 and two v6 addresses.
 pub struct Stun(Vec<Child>);
 

@@ -6,7 +6,7 @@
 //!                      internet ------------ peer site 198.51.100.0/26, 2001:db8:1::/48
 //!                          |     \
 //!   exit site 203.0.113.0/26      `-------- second peer site 198.51.100.64/26, 2001:db8:2::/48
-//!             2001:db8:e::/48
+//!             2001:db8:e::/48                 a third one 198.51.100.128/26, 2001:db8:3::/48
 //! ```
 //!
 //! An open site is one host on its public network. Every other site is a router and a host behind it: 192.168.1.2 behind
@@ -80,7 +80,7 @@ struct Place {
     net6: u16,
 }
 
-const PLACES: [Place; 3] = [
+const PLACES: [Place; 4] = [
     Place {
         short: "exit",
         gateway4: Ipv4Addr::new(203, 0, 113, 1),
@@ -101,6 +101,13 @@ const PLACES: [Place; 3] = [
         public4: Ipv4Addr::new(198, 51, 100, 74),
         routed4: [Ipv4Addr::new(198, 51, 100, 209), Ipv4Addr::new(198, 51, 100, 210)],
         net6: 2,
+    },
+    Place {
+        short: "peer3",
+        gateway4: Ipv4Addr::new(198, 51, 100, 129),
+        public4: Ipv4Addr::new(198, 51, 100, 138),
+        routed4: [Ipv4Addr::new(198, 51, 100, 217), Ipv4Addr::new(198, 51, 100, 218)],
+        net6: 3,
     },
 ];
 
@@ -140,6 +147,8 @@ pub struct Site {
 pub struct Lab {
     pub web: Web,
     _stun: Option<Stun>,
+    /// The router in the middle, which carries the services.
+    pub internet: Namespace,
     pub exit: Site,
     /// Peer sites, as many as were asked for.
     pub peers: Vec<Site>,
@@ -185,7 +194,12 @@ impl Lab {
         let peers = sites.collect();
         let web = Web::start(&internet, WEB);
         let stun = stun.then(|| Stun::start(&internet, &spaces.dir));
-        Lab { web, _stun: stun, exit, peers, _spaces: spaces }
+        Lab { web, _stun: stun, internet, exit, peers, _spaces: spaces }
+    }
+
+    /// Counts the UDP packets that arrive at the web server's address.
+    pub fn sink(&self) -> service::Sink {
+        service::Sink::start(&self.internet, WEB[0])
     }
 
     /// The first peer's site.

@@ -172,6 +172,27 @@ pub fn terminate(id: &ProcessId, grace: Duration) -> Result<()> {
     end().map_err(|e| Error::system(operation, e))
 }
 
+/// Overwrites an argument of this process where ps(1) reads it, in `/proc/PID/cmdline`. Other users saw it until now.
+pub fn conceal_argument(argument: &str) {
+    let Ok(stat) = fs::read("/proc/self/stat") else { return };
+    let Some(name_end) = stat.iter().rposition(|byte| *byte == b')') else { return };
+    let text = String::from_utf8_lossy(&stat[name_end + 1..]);
+    // proc(5): arg_start and arg_end are fields 48 and 49; the first behind the name is 3
+    let mut fields = text.split_ascii_whitespace().skip(48 - 3).map(str::parse::<usize>);
+    let (Some(Ok(start)), Some(Ok(end))) = (fields.next(), fields.next()) else { return };
+    if argument.is_empty() || start == 0 || end <= start {
+        return;
+    }
+    // SAFETY: the kernel says that the arguments lie there, on the initial stack, which is writable and stays for as long
+    // as the process; nobody else writes to it, and no reference to it outlives this function.
+    let area = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    let mut from = 0;
+    while let Some(at) = area[from..].windows(argument.len()).position(|part| part == argument.as_bytes()) {
+        area[from + at..from + at + argument.len()].fill(b'x');
+        from += at + argument.len();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,8 +22,15 @@ const LAN: [&str; 12] = [
     "::1/128",        // loopback, RFC 4291 §2.5.3
 ];
 
+/// Where the doors of invites lie ([`crate::join::address::door`]): good for asking the control service, nothing else.
+const DOORS: &str = "169.254.0.0/16";
+
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
+
+fn from_doors() -> Match {
+    Match::Source { prefix: DOORS.parse().expect("a prefix"), not: false }
+}
 
 impl ExitPolicy<'_> {
     pub(super) fn table(&self) -> Table {
@@ -47,10 +54,16 @@ impl ExitPolicy<'_> {
 
     /// From peers to this host, by whichever of its addresses.
     fn input(&self) -> Vec<Rule> {
-        if self.allow_lan {
-            return Vec::new();
-        }
         let tunnel = || from(self.interface);
+        if self.allow_lan {
+            let mut rules = Vec::new();
+            for (protocol, port) in &self.services {
+                let service = [Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)];
+                rules.push(rule([vec![tunnel(), from_doors()], service.to_vec()].concat(), [Statement::Accept]));
+            }
+            rules.push(commented("an invite opens nothing else", rule([tunnel(), from_doors()], [refuse()])));
+            return rules;
+        }
         let mut rules = vec![rule([tunnel(), Match::CtEstablished], [Statement::Accept])];
         for address in addresses(self.v4, self.v6) {
             let echo_request = match address {
@@ -74,6 +87,8 @@ impl ExitPolicy<'_> {
     fn forward(&self) -> Vec<Rule> {
         let tunnel = || from(self.interface);
         let mut rules = clamp_mss(self.interface).to_vec();
+
+        rules.push(commented("an invite opens nothing else", rule([tunnel(), from_doors()], [refuse()])));
 
         // Peers' addresses lie in the LAN ranges, so decide this first.
         let between_peers = [tunnel(), into(self.interface)];

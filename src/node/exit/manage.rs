@@ -7,7 +7,7 @@ use peervpn_platform::Host as _;
 use super::Exit;
 use super::admit::routes;
 use crate::error::Failure;
-use crate::join::address::peer_addresses;
+use crate::join::address::{exit_addresses, peer_addresses};
 use crate::join::admission::{Admission, PENDING_FOR};
 use crate::join::peers::{How, Peer};
 use crate::join::waiting::{Denied, Pending, Waiting};
@@ -16,7 +16,7 @@ use crate::node::apply::Applier;
 use crate::node::control::{Changed, Response};
 use crate::node::event::Output;
 use crate::node::state;
-use crate::tunnel;
+use crate::tunnel::{self, wgquick};
 
 /// Those who waited and who were denied, as the last run left them; its clock times become ours.
 pub fn recall_waiting(admission: &mut Admission, waiting: &Waiting) {
@@ -90,13 +90,29 @@ impl Exit<'_> {
     fn withdraw(&mut self, id: &str, applier: &mut Applier) -> Option<Result<Response, Failure>> {
         let invite = self.store.find_invite(id)?.clone();
         let key = invite.public_key;
-        self.store.remove_invite(&key);
-        let removed = self
-            .wireguard
-            .configure(applier.interface(), &tunnel::peers(vec![tunnel::removal(&key)]))
-            .map_err(Failure::from)
-            .and_then(|()| state::save_peers(self.places, &self.store));
-        Some(removed.map(|()| Response::Changed(Changed::new("withdrawn", key, invite.name))))
+        self.forget_slot(&key, applier);
+        let saved = state::save_peers(self.places, &self.store);
+        Some(saved.map(|()| Response::Changed(Changed::new("withdrawn", key, invite.name))))
+    }
+
+    /// `peervpn export`.
+    pub(super) fn export(&self, show_keys: bool) -> Response {
+        let own = exit_addresses(&self.key.public());
+        let peer = |peer: &Peer| wgquick::Peer {
+            public_key: peer.public_key,
+            preshared_key: peer.preshared_key.clone(),
+            allowed_ips: peer.tunnel_addresses.allowed_ips().to_vec(),
+            endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+        };
+        let config = wgquick::Config {
+            key: self.key.clone(),
+            addresses: vec![own.v4.into(), own.v6.into()],
+            dns: Vec::new(),
+            mtu: self.mtu,
+            listen_port: Some(self.port),
+            peers: self.store.peers().map(peer).collect(),
+        };
+        Response::Export { wg_quick: config.render(show_keys).into() }
     }
 
     /// The peer that an accepted revoked key becomes.

@@ -1,0 +1,157 @@
+//! `connect INVITE`, the first time: through the invite's slot to the exit's control service, where our own key takes the
+//! invite's place. Afterwards it is an ordinary `connect`.
+//!
+//! Each step is on disk before the next one is taken, on both sides, so whoever dies in between, asking again ends it:
+//! 1. our key is there (`identity.key`); `exits.json` says that we are asking;
+//! 2. the exit writes its peers file: from now on our key is a peer of it, and the invite is spent;
+//! 3. the exit puts our key on its device and answers;
+//! 4. `exits.json` says that we have joined, with what was answered.
+//!
+//! Up to 2 both sides have the old key, from 2 on the new one: the same invite with the same key then gets the same
+//! answer, for as long as the exit has not heard our key.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use peervpn_platform::Host as _;
+use peervpn_platform::types::PeerConfig;
+
+use super::connect::candidates;
+use super::event::{Event, Output};
+use super::exit_route;
+use super::{Ground, StopSignals, service, state, stopped};
+use crate::config::{ConnectOptions, Places};
+use crate::error::Failure;
+use crate::join::address::exit_addresses;
+use crate::join::invite::{Invite, InviteError};
+use crate::join::service::{Answer, Refusal, Request, Settings, proof};
+use crate::tunnel::{self, mtu};
+
+/// One request gets this long, then the next endpoint is tried: a handshake and three round trips.
+const ATTEMPT: Duration = Duration::from_secs(3);
+
+/// Joins the exit by the invite, or remembers having done so. `None` if we were stopped meanwhile, the host put back.
+pub(super) async fn join(
+    invite: &Invite,
+    options: &ConnectOptions,
+    places: &Places,
+    signals: &mut StopSignals,
+    out: &mut dyn Output,
+) -> Result<Option<Settings>, Failure> {
+    let unchanged = |error: InviteError| Failure::from(error).host("unchanged");
+    let slot = invite.key.public();
+    let exits = state::exits(places)?;
+    if let Some(settings) = exits.joined_by(&invite.exit, &slot) {
+        return Ok(Some(settings.clone()));
+    }
+    if !exits.is_asking(&invite.exit, &slot) {
+        invite.check_time(state::now()).map_err(unchanged)?;
+    }
+    let mut ground = Ground::prepare(&options.node, places, "connect", out)?;
+    if ground.key.public() == invite.exit {
+        return Err(ground.applier.undo_after(InviteError::OwnExit.into()));
+    }
+    let asked = tokio::select! {
+        biased;
+        () = signals.recv() => None,
+        asked = redeem(&mut ground, invite, options, places, out) => Some(asked),
+    };
+    match asked {
+        None => stopped(&ground.applier.undo_all(), out).map(|()| None),
+        Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
+        Some(Ok(settings)) => {
+            let left = ground.applier.undo_all();
+            if left.none() { Ok(Some(settings)) } else { Err(super::apply::not_restored(&left)) }
+        }
+    }
+}
+
+async fn redeem(
+    ground: &mut Ground,
+    invite: &Invite,
+    options: &ConnectOptions,
+    places: &Places,
+    out: &mut dyn Output,
+) -> Result<Settings, Failure> {
+    let slot = invite.key.public();
+    let own = ground.key.public();
+    let candidates = candidates(&mut ground.applier, &invite.endpoints, out).await?;
+    out.event(&Event::Step(format!("joining {} by the invite, as {}", invite.exit.peer_id(), own.peer_id())));
+    let mut exits = state::exits(places)?;
+    exits.ask(invite.exit, slot);
+    state::save_exits(places, &exits)?;
+
+    let door = IpAddr::V4(invite.door);
+    let exit = IpAddr::V4(exit_addresses(&invite.exit).v4);
+    let peer = |turn: usize| PeerConfig {
+        preshared_key: Some(invite.preshared_key.secret()),
+        ..tunnel::peer(&invite.exit, Some(candidates[turn % candidates.len()].address), vec![exit.into()])
+    };
+    let mut config = tunnel::device(&invite.key, options.node.port.unwrap_or(0), 0);
+    config.peers.push(peer(0));
+    let mut wireguard = ground.create_device(&config, &[door], mtu::MIN)?;
+    let interface = ground.interface.clone();
+    ground.applier.host.add_route(&exit_route(&interface, exit))?;
+
+    let request = Request::Redeem { exit: invite.exit, key: own, proof: proof(&ground.key, &invite.exit, &slot) };
+    let started = Instant::now();
+    let limit = options.timeout * options.retry.max(1);
+    let mut turn = 0;
+    let answer = loop {
+        let why = match tokio::time::timeout(ATTEMPT.min(limit), service::ask(door, exit, &request)).await {
+            Ok(Ok(answer)) => break answer,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        tracing::debug!(remote = %candidates[turn % candidates.len()].address, why, "asking the control service");
+        if started.elapsed() >= limit {
+            let heard = wireguard.state(&interface)?.peers.iter().any(|peer| peer.last_handshake.is_some());
+            return Err(no_answer(invite, heard, limit, &why));
+        }
+        turn += 1;
+        // removing and adding the peer makes WireGuard ask at once, and undoes what another user of the same slot did
+        wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&invite.exit)]))?;
+        wireguard.configure(&interface, &tunnel::peers(vec![peer(turn)]))?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    match answer {
+        Answer::You(settings) => {
+            exits.join(&invite.exit, slot, settings.clone());
+            state::save_exits(places, &exits)?;
+            out.event(&Event::Step("joined: this machine's own key has taken the invite's place".to_owned()));
+            Ok(settings)
+        }
+        Answer::Refused { why } => {
+            if !matches!(why, Refusal::Failed) {
+                exits.refused(&invite.exit);
+                state::save_exits(places, &exits)?;
+            }
+            let own = ground.key.public();
+            Err(match why.about_invite(&own) {
+                Some(InviteError::Expired(_)) => {
+                    InviteError::Expired(state::now().saturating_sub(invite.expires_at)).into()
+                }
+                Some(error) => error.into(),
+                None => {
+                    Failure::new(why.to_string(), "ask the exit's operator to look at its messages, then try again")
+                }
+            })
+        }
+    }
+}
+
+fn no_answer(invite: &Invite, heard: bool, limit: Duration, why: &str) -> Failure {
+    let exit = invite.exit.peer_id();
+    if heard {
+        return Failure::new(
+            format!("{exit} is there, but its control service gave no answer within {} s ({why})", limit.as_secs()),
+            "peervpn exit has ended there, or is just starting: have it started again, then use the same invite again",
+        );
+    }
+    let endpoints = invite.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Failure::new(
+        format!("no handshake with {exit} within {} s (tried {endpoints})", limit.as_secs()),
+        "check that peervpn exit runs there; if it does, the invite was taken back, or there is another exit now: ask \
+         for a new one",
+    )
+}
