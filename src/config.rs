@@ -174,6 +174,8 @@ pub struct Settings {
     pub allow_peers: Option<bool>,
     /// `endpoint`.
     pub endpoint: Option<Vec<String>>,
+    /// `no-portmap`.
+    pub no_portmap: Option<bool>,
     /// `timeout`.
     pub timeout: Option<Duration>,
     /// `retry`.
@@ -203,6 +205,7 @@ impl Settings {
             allow_lan: self.allow_lan.or(lower.allow_lan),
             allow_peers: self.allow_peers.or(lower.allow_peers),
             endpoint: self.endpoint.or(lower.endpoint),
+            no_portmap: self.no_portmap.or(lower.no_portmap),
             timeout: self.timeout.or(lower.timeout),
             retry: self.retry.or(lower.retry),
             allowed_ips: self.allowed_ips.or(lower.allowed_ips),
@@ -218,7 +221,7 @@ impl Settings {
             allow_lan: self.allow_lan.unwrap_or(false),
             allow_peers: self.allow_peers.unwrap_or(false),
             endpoints: self.endpoint.clone().unwrap_or_default(),
-            no_portmap: false,
+            no_portmap: self.no_portmap.unwrap_or(false),
             dns: ExitDns::System,
             node: self.node(stun_servers),
         }

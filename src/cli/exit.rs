@@ -30,6 +30,9 @@ pub(super) struct ExitArgs {
     /// An endpoint under which peers reach this machine; may be repeated
     #[arg(long, value_name = "HOST:PORT", value_parser = value::host_port)]
     endpoint: Vec<String>,
+    /// Ask no router for a port mapping
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    no_portmap: Option<bool>,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -42,6 +45,7 @@ impl ExitArgs {
             allow_lan: self.allow_lan,
             allow_peers: self.allow_peers,
             endpoint: said(self.endpoint),
+            no_portmap: self.no_portmap,
             ..self.node.settings()
         }
     }

@@ -111,6 +111,7 @@ const KEYS: &[Key] = &[
     Key("allow-lan", Owner::Exit, |s, v| switch(&mut s.allow_lan, v)),
     Key("allow-peers", Owner::Exit, |s, v| switch(&mut s.allow_peers, v)),
     Key("endpoint", Owner::Exit, |s, v| many(&mut s.endpoint, v, value::host_port)),
+    Key("no-portmap", Owner::Exit, |s, v| switch(&mut s.no_portmap, v)),
     Key("timeout", Owner::Connect, |s, v| one(&mut s.timeout, v, value::duration)),
     Key("retry", Owner::Connect, |s, v| one(&mut s.retry, v, value::count)),
     Key("allowed-ips", Owner::Connect, |s, v| many(&mut s.allowed_ips, v, value::cidr)),
@@ -303,6 +304,7 @@ mod tests {
             allow-lan = true
             allow-peers = true
             endpoint = ["vpn.example.org:51820", "[2001:db8::1]:51820"]
+            no-portmap = true
             timeout = 30
             retry = 3
             allowed-ips = ["0.0.0.0/0"]
@@ -323,6 +325,7 @@ mod tests {
             allow_lan: Some(true),
             allow_peers: Some(true),
             endpoint: Some(vec!["vpn.example.org:51820".into(), "[2001:db8::1]:51820".into()]),
+            no_portmap: Some(true),
             timeout: Some(Duration::from_secs(30)),
             retry: Some(3),
             allowed_ips: Some(vec!["0.0.0.0/0".parse().unwrap()]),

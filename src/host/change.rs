@@ -1,6 +1,7 @@
 //! The atoms of change to the host, and of its undo.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use peervpn_platform::nft;
 use peervpn_platform::types::{ProcessId, Route, Rule};
@@ -74,10 +75,55 @@ pub enum Undo {
     Route(Route),
     /// Delete our policy rule.
     Rule(Rule),
+    /// Delete our port mapping on the gateway.
+    PortMapping(PortMapping),
+}
+
+/// A port mapping on a gateway: what it takes to delete it, from any process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "protocol", rename_all = "snake_case")]
+pub enum PortMapping {
+    /// RFC 6887: only who knows the nonce may delete it.
+    Pcp {
+        /// The gateway.
+        gateway: Ipv4Addr,
+        /// Our address towards it.
+        client: Ipv4Addr,
+        /// Our port.
+        port: u16,
+        /// The mapping's nonce.
+        nonce: [u8; 12],
+    },
+    /// RFC 6886.
+    NatPmp {
+        /// The gateway.
+        gateway: Ipv4Addr,
+        /// Our address towards it.
+        client: Ipv4Addr,
+        /// Our port.
+        port: u16,
+    },
+    /// UPnP IGD.
+    Upnp {
+        /// The service's server.
+        server: SocketAddrV4,
+        /// Path of its control URL.
+        path: String,
+        /// Service type.
+        service: String,
+        /// Port at the gateway.
+        external_port: u16,
+        /// Where it leads: our address.
+        client: Ipv4Addr,
+        /// Our port.
+        port: u16,
+        /// The router knows no leases: nothing but a deletion ends it.
+        permanent: bool,
+    },
 }
 
 impl Undo {
-    /// Whether what it takes back outlives a reboot. Kernel state does not; files do.
+    /// Whether what it takes back outlives a reboot. Kernel state does not; files and the gateway's mappings do.
     pub fn survives_reboot(&self) -> bool {
         match self {
             Undo::Sysctl { .. }
@@ -87,6 +133,7 @@ impl Undo {
             | Undo::Table { .. }
             | Undo::Route(_)
             | Undo::Rule(_) => false,
+            Undo::PortMapping(_) => true,
         }
     }
 }
@@ -117,6 +164,15 @@ impl fmt::Display for Undo {
             Undo::Table { name } => write!(f, "delete firewall table inet {name}"),
             Undo::Route(route) => write!(f, "delete route {} (table {})", route.destination, route.table),
             Undo::Rule(rule) => write!(f, "delete policy rule (priority {}, table {})", rule.priority, rule.table),
+            Undo::PortMapping(PortMapping::Pcp { gateway, port, .. }) => {
+                write!(f, "delete the port mapping of {port} on {gateway} (PCP)")
+            }
+            Undo::PortMapping(PortMapping::NatPmp { gateway, port, .. }) => {
+                write!(f, "delete the port mapping of {port} on {gateway} (NAT-PMP)")
+            }
+            Undo::PortMapping(PortMapping::Upnp { server, external_port, .. }) => {
+                write!(f, "delete the port mapping of {external_port} on {} (UPnP IGD)", server.ip())
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use peervpn_platform::types::{DeviceConfig, ProcessId};
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::event::{Event, Output};
+use super::portmap;
 use crate::config::Places;
 use crate::error::{Failure, Hint as _, Status, chain};
 use crate::host::change::{Change, Undo, sysctl_writes};
@@ -143,6 +144,14 @@ impl Applier {
     pub fn adopt_process(&mut self, id: ProcessId) -> Result<(), Failure> {
         let interface = self.interface.clone();
         self.write_undos(vec![Undo::Process { id, interface }]).map(drop)
+    }
+
+    /// Journals the undo of a change that someone else makes after this, on a gateway. The same undo once is enough.
+    pub fn journal(&mut self, undo: Undo) -> Result<(), Failure> {
+        if self.undos.contains(&undo) {
+            return Ok(());
+        }
+        self.write_undos(vec![undo]).map(drop)
     }
 
     /// Reads back every change made so far; an error names the first that is not there.
@@ -360,6 +369,13 @@ fn do_undo(host: &mut NetlinkHost, undo: &Undo, log: Option<&mut files::Log>) ->
         Undo::Table { name } => host.delete_table(name),
         Undo::Route(route) => host.delete_route(route),
         Undo::Rule(rule) => host.delete_rule(rule),
+        Undo::PortMapping(mapping) => {
+            // a gateway that is gone is none of the host's state, and must not keep anybody from recovering
+            if let Err(unconfirmed) = portmap::remove::remove(mapping) {
+                tracing::warn!("the port mapping was not deleted: {unconfirmed}");
+            }
+            Ok(())
+        }
     }
 }
 

@@ -5,17 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 use peervpn_platform::Host;
 use peervpn_platform::types::{Family, RouteLookup};
 
+use super::mapped::Mapped;
 use crate::config::ExitOptions;
 use crate::error::Failure;
 use crate::join::connect::Endpoint;
 use crate::nat::gather::{Gathered, MappingHint};
 use crate::node::event::{Event, Output};
 
-/// Those stated by hand, then what STUN servers saw; local addresses only where neither gave any.
+/// Those stated by hand, the one that the gateway maps, then what STUN servers saw; local addresses only where none gave any.
 pub fn choose(
     options: &ExitOptions,
     port: u16,
     gathered: &Gathered,
+    mapped: &Mapped,
     host: &mut impl Host,
     uplinks: &[(Family, RouteLookup)],
     out: &mut dyn Output,
@@ -26,8 +28,11 @@ pub fn choose(
         endpoints.push(endpoint.to_string());
     }
     endpoints.extend(gathered.reflexive().iter().map(SocketAddr::to_string));
+    mapped.place(&mut endpoints, options.endpoints.len());
     for family in Family::BOTH {
-        if gathered.family(family).mapping == MappingHint::ByDestination {
+        // a mapped endpoint works all the same
+        let mapped = family == Family::V4 && matches!(mapped.offered(), Some((_, true)));
+        if !mapped && gathered.family(family).mapping == MappingHint::ByDestination {
             out.event(&Event::Warning(format!(
                 "this network's NAT maps each destination to another port ({}): the endpoint below will not work for \
                  most peers. Forward UDP port {port} on the router and state it with --endpoint HOST:PORT",

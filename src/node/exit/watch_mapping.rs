@@ -16,20 +16,26 @@ impl Exit<'_> {
             News::Found { reflexive } => {
                 let found = reflexive.to_string();
                 if !self.endpoints.contains(&found) {
-                    self.endpoints.insert(0, found);
+                    self.endpoints.insert(self.reflexive_place(), found);
                     out.event(&Event::Connect(self.connect_string()));
                 }
             }
             News::Changed { old, new } => {
                 let (old, new) = (old.to_string(), new.to_string());
-                match self.endpoints.iter_mut().find(|endpoint| **endpoint == old) {
+                // a mapped endpoint stays where it is, whatever our own packets get
+                let mapped = self.mapped.offered().is_some_and(|(mapped, _)| mapped == old);
+                match self.endpoints.iter_mut().find(|endpoint| **endpoint == old && !mapped) {
                     Some(endpoint) => endpoint.clone_from(&new),
-                    None => self.endpoints.insert(0, new.clone()),
+                    None => self.endpoints.insert(self.reflexive_place(), new.clone()),
+                }
+                if let Some(portmap) = &self.portmap {
+                    portmap.refresh();
                 }
                 out.event(&Event::Mapping { old, new });
                 out.event(&Event::Connect(self.connect_string()));
                 self.show_peers_the_new_way(applier);
             }
+            News::ByDestination { family: Family::V4 } if matches!(self.mapped.offered(), Some((_, true))) => {}
             News::ByDestination { family } => out.event(&Event::Warning(format!(
                 "this network's NAT now maps each destination to another port ({}): the endpoint in the connect string \
                  can't be relied on. Forward UDP port {} on the router and state it with --endpoint HOST:PORT",
