@@ -20,6 +20,7 @@ pub mod nattest;
 pub mod offline;
 pub mod portmap;
 pub mod recover;
+pub mod roam;
 mod redeem;
 pub mod service;
 pub mod state;
