@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::os::{self, packet::InitiationTap};
-use peervpn_platform::types::{Family, PeerConfig, RouteKind};
+use peervpn_platform::types::{Backend, Family, PeerConfig, RouteKind};
 use peervpn_platform::{Host as _, WireGuard};
 use tokio::io::unix::AsyncFd;
 
@@ -17,7 +17,7 @@ use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::watch::watch;
-use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, stopped};
+use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, roam, stopped};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
 use crate::host::firewall::{ConnectPolicy, Policy};
@@ -30,9 +30,11 @@ use crate::key::{PresharedKey, PublicKey};
 use crate::nat::keeper::Event as News;
 use crate::tunnel::{self, mtu, routes, wgquick};
 
-/// An unanswered initiation is repeated after this, to the next endpoint where there are several. Removing and adding
-/// the peer is what makes WireGuard do it: by itself it waits 5 s. A handshake is one round trip.
+/// An unanswered initiation is repeated after this, to the next endpoint where there are several, then after twice that.
+/// Removing and adding the peer is what makes WireGuard do it: by itself it waits 5 s. A handshake is one round trip.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// `REKEY_TIMEOUT` of WireGuard (paper §6.1), from which on its own repetition is as good.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How often the device is asked for the handshake when no packet has woken us.
 const HANDSHAKE_POLL: Duration = Duration::from_millis(250);
 /// When to say that the exit does not answer.
@@ -102,6 +104,13 @@ struct Connected {
     /// For `peervpn export`.
     config: wgquick::Config,
     wireguard: Box<dyn WireGuard>,
+    fwmark: u32,
+    /// `--mtu`: it stays when the network changes.
+    mtu: Option<u32>,
+    /// The exit as the device knows it.
+    peer: PeerConfig,
+    changes: roam::Changes,
+    health: roam::Health,
     /// `--monitor-nat`.
     monitor: Option<Monitor>,
     mapping: Option<MappingWatch>,
@@ -168,6 +177,7 @@ async fn bring_up(
         (!servers.is_empty()).then(|| MappingWatch::start(port, numbers.fwmark, servers, &[], interval)).transpose()?;
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
+    let mut ask_again = ASK_AGAIN;
     let mut said = false;
     let endpoint = loop {
         let state = wireguard.state(&interface)?;
@@ -185,8 +195,11 @@ async fn bring_up(
             let local = SocketAddr::new(candidates[asked].source, port);
             out.event(&unreachable(&own, mapping.as_ref(), local, started.elapsed()));
         }
-        if turn.elapsed() >= ASK_AGAIN {
+        if turn.elapsed() >= ask_again {
             turn = Instant::now();
+            if asked + 1 == candidates.len() {
+                ask_again = (ask_again * 2).min(ASK_AGAIN_MAX);
+            }
             asked = (asked + 1) % candidates.len();
             let address = candidates[asked].address;
             tracing::debug!(remote = %address, "asking again");
@@ -214,6 +227,9 @@ async fn bring_up(
         tunnel_addresses: addresses.to_vec(),
         dns: Vec::new(),
     });
+    let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
+    let way = roam::way(&mut ground.applier.host, endpoint_ip, numbers.fwmark);
+    let health = roam::Health::new(way, Instant::now());
     Ok(Connected {
         interface,
         backend: ground.backend.to_string(),
@@ -235,6 +251,11 @@ async fn bring_up(
             }],
         },
         wireguard,
+        fwmark: numbers.fwmark,
+        mtu: options.node.mtu,
+        peer: exit_peer(endpoint.unwrap_or(candidates[asked].address)),
+        changes: roam::Changes::watch()?,
+        health,
         monitor,
         mapping,
     })
@@ -422,6 +443,14 @@ async fn serve(
                 }
                 continue;
             }
+            () = node.changes.settled() => {
+                node.network_changed(&mut applier, out);
+                continue;
+            }
+            () = tokio::time::sleep_until(node.health.due().into()) => {
+                node.look_at_exit(&applier, out);
+                continue;
+            }
         };
         if asked.request == Request::Down {
             break Some(asked);
@@ -435,6 +464,49 @@ async fn serve(
         server.finish().await;
     }
     stopped(&left, out)
+}
+
+impl Connected {
+    /// Links, addresses or routes have changed: the outer packets may take another way now.
+    fn network_changed(&mut self, applier: &mut Applier, out: &mut dyn Output) {
+        let Some(endpoint) = self.peer.endpoint else { return };
+        let way = roam::way(&mut applier.host, endpoint.ip(), self.fwmark);
+        let mtu = way.as_ref().map(|way| mtu::inner(way.mtu, Family::of(&endpoint.ip())));
+        let (remedy, said) = self.health.moved(way, Instant::now());
+        if let Some(event) = said {
+            out.event(&event);
+            if let Some(mapping) = &mut self.mapping {
+                mapping.refresh();
+            }
+            if let (None, Some(mtu)) = (self.mtu, mtu)
+                && let Err(error) = applier.host.bring_up(&self.interface, mtu)
+            {
+                tracing::warn!(%error, "the tunnel keeps its MTU");
+            }
+        }
+        self.remedy(remedy);
+    }
+
+    fn look_at_exit(&mut self, applier: &Applier, out: &mut dyn Output) {
+        let state = self.wireguard.state(applier.interface()).ok();
+        let exit = state.as_ref().and_then(|s| s.peers.iter().find(|p| p.public_key == self.exit.0));
+        if let Some(endpoint) = exit.and_then(|exit| exit.endpoint) {
+            // the exit may have moved, too
+            self.peer.endpoint = Some(endpoint);
+        }
+        let (remedy, said) = self.health.look(exit, Instant::now());
+        if let Some(event) = said {
+            out.event(&event);
+        }
+        self.remedy(remedy);
+    }
+
+    fn remedy(&mut self, remedy: roam::Remedy) {
+        let kernel = self.backend == Backend::Kernel.to_string();
+        if let Err(error) = roam::apply(remedy, &self.peer, &mut *self.wireguard, &self.interface, kernel) {
+            tracing::warn!(%error, "the exit can't be called");
+        }
+    }
 }
 
 fn answer(node: &mut Connected, request: &Request) -> Response {

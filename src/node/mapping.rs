@@ -60,6 +60,13 @@ impl MappingWatch {
         self.keeper.as_ref().map_or_else(|| self.known.clone(), Keeper::reflexive)
     }
 
+    /// Measure at once: the network has changed.
+    pub fn refresh(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.refresh(Instant::now());
+        }
+    }
+
     /// The next thing worth knowing. Can be dropped and called again at any time.
     pub async fn next(&mut self, host: &mut impl Host) -> Event {
         loop {
