@@ -7,6 +7,8 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
+# systemd looks for units below /usr/lib and /usr/local/lib alike
+UNITS := $(PREFIX)/lib/systemd/system
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # cargo builds as you and runs the tests as root; scripts that call cargo find yours
 ROOT_ENV := $(if $(SUDO),sudo -E env "PATH=$$PATH" "HOME=$$HOME")
@@ -70,13 +72,21 @@ release: tools ## release build
 	$(CARGO) build --locked --release
 
 .PHONY: install
-install: release ## install into PREFIX (default /usr/local)
+install: release ## install into PREFIX (default /usr/local), with units for systemd
 	$(if $(DESTDIR),,$(SUDO)) install -D -m 0755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/peervpn'
+	$(if $(DESTDIR),,$(SUDO)) install -d '$(DESTDIR)$(UNITS)/sysinit.target.wants'
+	for unit in platform/systemd/*.service; do sed 's|@BINDIR@|$(PREFIX)/bin|' "$$unit" \
+		| $(if $(DESTDIR),,$(SUDO)) install -m 0644 /dev/stdin "$(DESTDIR)$(UNITS)/$${unit##*/}" || exit; done
+	$(if $(DESTDIR),,$(SUDO)) ln -sf ../peervpn-recover.service '$(DESTDIR)$(UNITS)/sysinit.target.wants/peervpn-recover.service'
+	@test -n '$(DESTDIR)' || ! test -d /run/systemd/system || $(SUDO) systemctl daemon-reload
 
 .PHONY: uninstall
 uninstall: ## put the host back and remove the program; the state in /var/lib/peervpn stays
 	@test -n '$(DESTDIR)' || ! test -x '$(PREFIX)/bin/peervpn' || $(SUDO) '$(PREFIX)/bin/peervpn' down || true
-	$(if $(DESTDIR),,$(SUDO)) rm -f '$(DESTDIR)$(PREFIX)/bin/peervpn'
+	$(if $(DESTDIR),,$(SUDO)) rm -f '$(DESTDIR)$(PREFIX)/bin/peervpn' \
+		$(patsubst platform/systemd/%,'$(DESTDIR)$(UNITS)/%',$(wildcard platform/systemd/*.service)) \
+		'$(DESTDIR)$(UNITS)/sysinit.target.wants/peervpn-recover.service'
+	@test -n '$(DESTDIR)' || ! test -d /run/systemd/system || $(SUDO) systemctl daemon-reload
 
 .PHONY: clean
 clean: ## remove what was built

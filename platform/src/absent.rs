@@ -45,6 +45,27 @@ pub fn tun_available() -> bool {
     false
 }
 
+/// Gives up capabilities, which this system does not have.
+pub fn confine(_keep: &[Capability]) -> Result<u32> {
+    Ok(0)
+}
+
+/// Gives up capabilities, which this system does not have.
+pub fn confine_thread() {}
+
+/// Whether directories are writable without capabilities, which this system does not have.
+pub fn reachable(_directories: &[&std::path::Path], _keep: &[Capability]) -> Result<bool> {
+    Ok(true)
+}
+
+/// Tells the service manager; there is none that asks.
+pub fn notify(_state: &str) {}
+
+/// How often the service manager wants to hear from us: never.
+pub fn watchdog() -> Option<std::time::Duration> {
+    None
+}
+
 /// The process that holds a UDP port; nobody is asked here.
 pub fn port_holder(_port: u16) -> Option<PortHolder> {
     None

@@ -243,6 +243,42 @@ pub struct PortHolder {
     pub program: String,
 }
 
+/// A right of a process beyond an ordinary user's; capabilities(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// Pass by file permissions.
+    DacOverride,
+    /// Bind ports below 1024.
+    NetBindService,
+    /// Configure the network.
+    NetAdmin,
+    /// Raw and packet sockets.
+    NetRaw,
+}
+
+impl Capability {
+    /// Its number in linux/capability.h.
+    pub fn number(self) -> u32 {
+        match self {
+            Capability::DacOverride => 1,
+            Capability::NetBindService => 10,
+            Capability::NetAdmin => 12,
+            Capability::NetRaw => 13,
+        }
+    }
+}
+
+impl std::fmt::Display for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Capability::DacOverride => "CAP_DAC_OVERRIDE",
+            Capability::NetBindService => "CAP_NET_BIND_SERVICE",
+            Capability::NetAdmin => "CAP_NET_ADMIN",
+            Capability::NetRaw => "CAP_NET_RAW",
+        })
+    }
+}
+
 /// A process we started, named so that a recycled process ID is never mistaken for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {

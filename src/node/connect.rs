@@ -72,7 +72,10 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
             Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
             Some(Ok(mut node)) => match control::Server::bind(places, &ground.interface) {
                 Err(failure) => Err(ground.applier.undo_after(failure)),
-                Ok(server) => serve(&mut node, server, signals, ground.applier, out).await,
+                Ok(server) => {
+                    super::settle::settled(places);
+                    serve(&mut node, server, signals, ground.applier, out).await
+                }
             },
         }
     })?

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
-use peervpn_platform::os::launch;
+use peervpn_platform::os::{self, launch};
+use peervpn_platform::types::Capability;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::Failure;
@@ -19,6 +20,10 @@ pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
     if !launch::wait_release() {
         // the node died before it had journaled us: nothing was done
         return Ok(());
+    }
+    // a port below 1024 is bound when the node says so; the TUN device and marks are network configuration
+    if let Err(error) = os::confine(&[Capability::NetAdmin, Capability::NetBindService]) {
+        tracing::warn!(%error, "the device keeps its privileges");
     }
     match program {
         Some(program) => {

@@ -58,6 +58,7 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
             None => stopped(&ground.applier.undo_all(), out),
             Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
             Some(Ok((mut exit, tap, server))) => {
+                super::settle::settled(places);
                 let asked = exit.serve(&tap, server, &mut signals, &mut ground.applier, out).await;
                 exit.remember_endpoints();
                 // before its undo: a renewal would bring it back

@@ -23,6 +23,7 @@ pub mod recover;
 pub mod roam;
 mod redeem;
 pub mod service;
+mod settle;
 pub mod state;
 pub mod stun;
 mod watch;
@@ -239,16 +240,24 @@ impl StopSignals {
 
 /// Runs a node to its end on one thread. Name look-ups that still hang do not hold up the end.
 fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        Failure::new(format!("cannot start the event loop: {error}"), "free some file descriptors or memory")
-    })?;
-    let output = runtime.block_on(future);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_start(os::confine_thread)
+        .build()
+        .map_err(|error| {
+            Failure::new(format!("cannot start the event loop: {error}"), "free some file descriptors or memory")
+        })?;
+    let output = runtime.block_on(async {
+        tokio::spawn(settle::keep_alive());
+        future.await
+    });
     runtime.shutdown_background();
     Ok(output)
 }
 
 /// A node's end: says what is left on the host, and makes it the exit status.
 fn stopped(left: &Leftovers, out: &mut dyn Output) -> Result<(), Failure> {
+    os::notify("STOPPING=1");
     out.event(&Event::Stopped { host: left.describe() });
     if left.none() {
         return Ok(());

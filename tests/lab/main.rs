@@ -14,6 +14,7 @@ mod matrix;
 mod net;
 mod node;
 mod portmap;
+mod privileges;
 mod record;
 mod service;
 mod snapshot;

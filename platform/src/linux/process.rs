@@ -75,7 +75,10 @@ pub fn spawn_held(
         let id = process_id(pid);
         // a thread that waits for it, so that it never stays a zombie of ours; should there be none to have, dropping
         // `stdin` ends the child
-        std::thread::Builder::new().name("reap".to_owned()).stack_size(64 << 10).spawn(move || child.wait())?;
+        std::thread::Builder::new().name("reap".to_owned()).stack_size(64 << 10).spawn(move || {
+            super::privilege::confine_thread();
+            child.wait()
+        })?;
         Ok(HeldDevice { id: id.ok_or(io::ErrorKind::NotFound)?, stdin })
     };
     start().map_err(|e| Error::system(operation, e))

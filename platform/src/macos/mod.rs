@@ -9,8 +9,8 @@ pub mod files;
 pub mod udp;
 
 pub use absent::{
-    NetlinkHost, SystemHost, host, kernel_wireguard, launch, listening_ports, local_time, packet, port_holder, process,
-    raw, tun_available, wireguard,
+    NetlinkHost, SystemHost, confine, confine_thread, host, kernel_wireguard, launch, listening_ports, local_time,
+    notify, packet, port_holder, process, raw, reachable, tun_available, watchdog, wireguard,
 };
 
 /// Whether this process may change the network configuration: the effective user is root.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
+use peervpn_platform::os;
 use peervpn_platform::types::{PeerConfig, Route, RouteKind};
 use peervpn_platform::{Host as _, OUR_PROTOCOL};
 use tokio::sync::mpsc;
@@ -79,6 +80,7 @@ impl Questions {
         let (sender, lines) = mpsc::channel(1);
         // a blocking read can't be given up, so it gets a thread that ends with the process
         std::thread::spawn(move || {
+            os::confine_thread();
             for line in std::io::stdin().lock().lines() {
                 let Ok(line) = line else { return };
                 if sender.blocking_send(line).is_err() {

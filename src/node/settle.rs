@@ -1,0 +1,42 @@
+//! Once a node is up: gives up the privileges that it needs no more, and tells the service manager.
+
+use peervpn_platform::types::Capability;
+use peervpn_platform::{Error, os};
+
+use super::apply;
+use crate::config::Places;
+
+/// What a running node and its undo need: netlink and settings; raw and packet sockets.
+const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
+
+/// Gives up every other capability. Files of ours belong to root, as this process does, so they need none; unless they
+/// lie where only someone else may go, as below a home directory.
+pub fn settled(places: &Places) {
+    if let Err(error) = confine(places) {
+        tracing::warn!(%error, "the node keeps its privileges");
+    }
+    os::notify("READY=1");
+}
+
+fn confine(places: &Places) -> Result<(), Error> {
+    let mut keep = NEEDED.to_vec();
+    let directories = [apply::journal_dir(places), places.state_dir.clone(), places.run_dir.clone(), "/etc".into()];
+    let directories: Vec<_> = directories.iter().map(std::path::PathBuf::as_path).collect();
+    if !os::reachable(&directories, &keep)? {
+        keep.push(Capability::DacOverride);
+    }
+    let dropped = os::confine(&keep)?;
+    let kept: Vec<String> = keep.iter().map(ToString::to_string).collect();
+    tracing::info!(dropped, kept = kept.join(" "), "gave up capabilities that are needed no more");
+    Ok(())
+}
+
+/// Keep-alives for the service manager's watchdog, as long as the event loop turns.
+pub async fn keep_alive() {
+    let Some(every) = os::watchdog() else { return };
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        os::notify("WATCHDOG=1");
+    }
+}
