@@ -205,7 +205,8 @@ impl Mapper {
                 Err(no) => refuse(Protocol::Pcp, no),
             }
         }
-        if found.nat_pmp {
+        // a discovery ends with the first answer, and a server of the one mostly speaks the other
+        if found.nat_pmp || found.pcp {
             match self.create(PortMapping::NatPmp { gateway, client, port }, port).await {
                 Ok(held) => return Ok(held),
                 Err(no) => refuse(Protocol::NatPmp, no),

@@ -1,6 +1,5 @@
 //! Port mapping asked of a real router, miniupnpd: each protocol, its lease, its end, and what it is worth.
 
-use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -147,7 +146,10 @@ impl Drop for Home {
             let _ = daemon.wait();
         }
         if std::thread::panicking() {
-            eprintln!("--- miniupnpd\n{}--- leases\n{}", self.log(), self.leases());
+            // it writes a line for each port that it tries
+            let mut log: Vec<String> = self.log().lines().map(str::to_owned).collect();
+            log.dedup();
+            eprintln!("--- miniupnpd\n{}\n--- leases\n{}", log.join("\n"), self.leases());
         }
     }
 }
@@ -206,6 +208,58 @@ fn comes_and_goes(speaks: Speaks, by: &str) {
     assert_unchanged("after port mapping", &before, &home.lab.exit.host.snapshot());
 }
 
+/// The end of the router's lease, in seconds since the epoch; `None` if it has none.
+fn lease_end(home: &Home) -> Option<u64> {
+    // PROTOCOL:EXTERNAL:ADDRESS:PORT:END:DESCRIPTION
+    home.leases().lines().next().map(|line| line.split(':').nth(4).and_then(|end| end.parse().ok()).expect(line))
+}
+
+/// A router that speaks NAT-PMP, has this external address, and gives this result (RFC 6886 §3.5; 0: grants everything).
+/// It notes the lifetimes asked for.
+struct NatPmp {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<Vec<u32>>>,
+}
+
+impl NatPmp {
+    fn start(lab: &Lab, external: Ipv4Addr, result: u8) -> NatPmp {
+        let router = lab.exit.router.as_ref().expect("a NAT");
+        let socket = router.run(|| UdpSocket::bind((lab.exit.lan_router(), 5351))).expect("the router's port");
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a socket");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            let mut buffer = [0; 64];
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                // RFC 6886 §3.2, §3.3
+                let answer = match (&buffer[..length], length) {
+                    ([0, 0], 2) => [&[0, 128, 0, 0, 0, 0, 0, 9][..], &external.octets()].concat(),
+                    ([0, 1, ..], 12) => {
+                        let lifetime: [u8; 4] = buffer[8..12].try_into().expect("four bytes");
+                        asked.push(u32::from_be_bytes(lifetime));
+                        [&[0, 129, 0, result, 0, 0, 0, 9][..], &buffer[4..12]].concat()
+                    }
+                    _ => continue,
+                };
+                // a stray packet before the answer is passed over
+                let _ = socket.send_to(&answer[..3], from);
+                let _ = socket.send_to(&answer, from);
+            }
+            asked
+        });
+        NatPmp { stop, thread: Some(thread) }
+    }
+
+    fn asked(mut self) -> Vec<u32> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().expect("running").join().expect("no panic")
+    }
+}
+
+const SHORT: &str = "min_lifetime=2\nmax_lifetime=10\nallow 1024-65535 0.0.0.0/0 1024-65535\n";
+
 lab_tests! {
     fn a_port_is_mapped_by_pcp_and_unmapped("miniupnpd") { comes_and_goes(Speaks::Pcp, "PCP MAP") }
 
@@ -214,4 +268,142 @@ lab_tests! {
     fn a_port_is_mapped_by_upnp_and_unmapped("miniupnpd") { comes_and_goes(Speaks::Upnp, "PeerVPN") }
 
     fn of_all_protocols_the_best_is_taken("miniupnpd") { comes_and_goes(Speaks::All, "PCP MAP") }
+
+    /// Neither side's NAT lets the other in; with a mapping the exit is there for everyone.
+    fn a_mapped_exit_is_reachable_from_a_symmetric_nat("miniupnpd") {
+        let peers = [Plan::v4_only(Nat::Symmetric), Plan::v4_only(Nat::PortRestricted)];
+        let mut home = Home::new(Speaks::All, Nat::PortRestricted, &peers, ALLOW);
+        home.lab.exit.public4 = EXTERNAL;
+        let lab = &home.lab;
+        let (mut exit, ready) = open_exit(lab, &["--no-portmap"]);
+        let mut peer = lab.peer().connect(text(&ready, "connect"), &["--timeout", &patience(4).as_secs().to_string()]);
+        assert_eq!(peer.wait(), Some(1), "the control: without a mapping it must not work\n{}", peer.log());
+        exit.stop(libc::SIGINT);
+        home.assert_nothing_mapped("with --no-portmap");
+
+        let (mut exit, ready) = open_exit(lab, &[]);
+        for site in &lab.peers {
+            let (mut peer, connected) = join(site, &ready, &[]);
+            assert_eq!(text(&connected, "endpoint"), mapped(&ready));
+            assert_leaves_through_exit(lab, site);
+            peer.stop(libc::SIGINT);
+        }
+        exit.stop(libc::SIGINT);
+        home.assert_nothing_mapped("after a stop");
+    }
+
+    /// Its own NAT maps each destination to another port: the reflexive endpoint is no use, the mapped one is.
+    fn an_exit_behind_a_symmetric_nat_is_reachable_by_its_mapping("miniupnpd") {
+        let mut home = Home::new(Speaks::Pcp, Nat::Symmetric, &[Plan::v4_only(Nat::Symmetric)], ALLOW);
+        home.lab.exit.public4 = EXTERNAL;
+        let lab = &home.lab;
+        let (mut exit, ready) = open_exit(lab, &[]);
+        assert_eq!(texts(&ready, "endpoints")[0], mapped(&ready), "{ready}");
+        assert!(!exit.log().contains("will not work for"), "warned of an endpoint that works\n{}", exit.log());
+        let (mut peer, _) = join(lab.peer(), &ready, &[]);
+        assert_leaves_through_exit(lab, lab.peer());
+        peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+        home.assert_nothing_mapped("after a stop");
+    }
+
+    fn a_lease_is_renewed_and_ends_by_itself_when_nobody_does("miniupnpd") {
+        let home = Home::new(Speaks::Pcp, Nat::PortRestricted, &[], SHORT);
+        let (mut exit, _) = open_exit(&home.lab, &[]);
+        let first = lease_end(&home).expect("a lease");
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(14) {
+            assert!(home.rules().contains("dnat"), "lost after {:?}", start.elapsed());
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        let last = lease_end(&home).expect("a lease");
+        assert!(last >= first + 8, "renewed from {first} to {last} only");
+        exit.kill();
+        eventually("the lease ends", patience(20), || home.rules().is_empty() && home.leases().is_empty());
+        home.lab.exit.run_ok(&["recover"]);
+        home.assert_nothing_mapped("after recover");
+    }
+
+    /// The daemon dies with the lease running and comes back empty: the exit says so, falls back, and maps anew.
+    fn a_gateway_that_forgot_everything_is_asked_again("miniupnpd") {
+        let mut home = Home::new(Speaks::Pcp, Nat::Symmetric, &[], SHORT);
+        let (mut exit, ready) = open_exit(&home.lab, &[]);
+        let endpoint = mapped(&ready);
+        assert_eq!(texts(&ready, "endpoints")[0], endpoint, "{ready}");
+        home.cut();
+        home.lab.exit.router.as_ref().expect("a NAT").nft("flush chain inet igd inward\nflush chain inet igd outward\n");
+        std::fs::write(home.file("leases"), "").expect("a lease file");
+        let lost = exit.event_within("mapping", patience(20));
+        assert_eq!(text(&lost, "old"), endpoint);
+        assert!(exit.log().contains(&format!("the port mapping {endpoint} is lost")), "{}", exit.log());
+        let status = home.lab.exit.run_ok(&["status", "--json"]).stdout;
+        assert!(!status.contains(&endpoint), "a lost endpoint is still offered: {status}");
+        home.start();
+        let again = exit.event_within("mapping", patience(60));
+        assert_eq!(text(&again, "new"), endpoint);
+        assert_eq!(home.leases().lines().count(), 1);
+        exit.stop(libc::SIGINT);
+        home.assert_nothing_mapped("after a stop");
+    }
+
+    /// A gateway that is gone keeps nobody from stopping or recovering, and is told of.
+    fn a_gateway_that_is_gone_holds_up_no_recovery("miniupnpd") {
+        for speaks in [Speaks::Pcp, Speaks::NatPmp, Speaks::Upnp] {
+            let home = Home::new(speaks, Nat::PortRestricted, &[], ALLOW);
+            let (mut exit, _) = open_exit(&home.lab, &[]);
+            eventually("a lease", patience(5), || home.leases().lines().count() == 1);
+            exit.kill();
+            home.lab.exit.router.as_ref().expect("a NAT").ip("link set lan0 down\n");
+            let start = Instant::now();
+            let recovered = home.lab.exit.run_ok(&["recover"]);
+            assert!(start.elapsed() < patience(4), "{speaks:?}: {:?}", start.elapsed());
+            assert!(recovered.stderr.contains("it ends by itself"), "{speaks:?}: {}", recovered.all());
+        }
+    }
+
+    fn a_router_that_refuses_by_upnp_is_told_of("miniupnpd") {
+        // by the other protocols this daemon tries every port before it refuses
+        let home = Home::new(Speaks::Upnp, Nat::PortRestricted, &[], "deny 0-65535 0.0.0.0/0 0-65535\n");
+        let (mut exit, _) = open_exit(&home.lab, &[]);
+        eventually("a warning", patience(15), || exit.log().contains("does not map our port (UPnP IGD: error "));
+        exit.stop(libc::SIGINT);
+        home.assert_nothing_mapped("after a refusal");
+    }
+
+    fn a_router_that_refuses_by_nat_pmp_is_told_of_once() {
+        let lab = Lab::new(Nat::PortRestricted, &[]);
+        let router = NatPmp::start(&lab, EXTERNAL, 2);
+        let (mut exit, _) = open_exit(&lab, &[]);
+        let warning = "the router does not map our port (NAT-PMP: not authorized)";
+        eventually("a warning", patience(15), || exit.log().contains(warning));
+        exit.stop(libc::SIGINT);
+        assert_eq!(exit.log().matches(warning).count(), 1, "{}", exit.log());
+        drop(router.asked());
+    }
+
+    /// The router's own address is a shared one: its mapping leads nowhere, and is not offered.
+    fn a_mapping_behind_another_nat_is_not_offered() {
+        let lab = Lab::new(Nat::PortRestricted, &[]);
+        let external = Ipv4Addr::new(100, 64, 0, 7);
+        let router = NatPmp::start(&lab, external, 0);
+        let (mut exit, ready) = open_exit(&lab, &[]);
+        assert!(!text(&ready, "connect").contains(&external.to_string()), "{ready}");
+        eventually("a warning", patience(5), || exit.log().contains("there is another NAT in front of it"));
+        exit.stop(libc::SIGINT);
+        let asked = router.asked();
+        assert_eq!((asked.first(), asked.last()), (Some(&7200), Some(&0)), "asked for {asked:?}");
+    }
+
+    /// STUN sees another address than the one that is mapped: it is offered, but last.
+    fn a_mapping_that_stun_does_not_confirm_stands_last() {
+        let lab = Lab::new(Nat::PortRestricted, &[]);
+        let external = Ipv4Addr::new(192, 1, 2, 9);
+        let router = NatPmp::start(&lab, external, 0);
+        let (mut exit, ready) = open_exit(&lab, &[]);
+        let endpoints = texts(&ready, "endpoints");
+        assert_eq!(endpoints.first(), Some(&format!("{}:{}", lab.exit.public4, ready["port"])), "{ready}");
+        assert_eq!(endpoints.last(), Some(&format!("{external}:{}", ready["port"])), "{ready}");
+        exit.stop(libc::SIGINT);
+        drop(router.asked());
+    }
 }

@@ -92,7 +92,7 @@ impl Mapped {
         tracing::info!(why, "no port mapping");
         if !std::mem::replace(&mut self.told, true) {
             out.event(&Event::Warning(format!(
-                "the router refuses to map our port ({why}). Allow port mapping in its settings, or forward UDP port \
+                "the router does not map our port ({why}). Allow port mapping in its settings, or forward UDP port \
                  {port} to this host there and state it with --endpoint HOST:PORT; --no-portmap asks no more"
             )));
         }
