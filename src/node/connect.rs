@@ -231,7 +231,7 @@ async fn bring_up(
         dns: Vec::new(),
     });
     let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
-    let way = roam::way(&mut ground.applier.host, endpoint_ip, numbers.fwmark);
+    let way = roam::way(&mut ground.applier.host, endpoint_ip, numbers.fwmark, &interface);
     let health = roam::Health::new(way, Instant::now());
     Ok(Connected {
         interface,
@@ -473,7 +473,7 @@ impl Connected {
     /// Links, addresses or routes have changed: the outer packets may take another way now.
     fn network_changed(&mut self, applier: &mut Applier, out: &mut dyn Output) {
         let Some(endpoint) = self.peer.endpoint else { return };
-        let way = roam::way(&mut applier.host, endpoint.ip(), self.fwmark);
+        let way = roam::way(&mut applier.host, endpoint.ip(), self.fwmark, &self.interface);
         let mtu = way.as_ref().map(|way| mtu::inner(way.mtu, Family::of(&endpoint.ip())));
         let (remedy, said) = self.health.moved(way, Instant::now());
         if let Some(event) = said {

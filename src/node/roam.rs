@@ -111,9 +111,10 @@ impl Health {
         }
         let said = match &way {
             None => Event::Step("this host has lost its way to the exit; waiting for a network".to_owned()),
-            Some(way) => {
-                Event::Step(format!("the network has changed: reaching the exit from {} by {}", way.source, way.interface))
-            }
+            Some(way) => Event::Step(format!(
+                "the network has changed: reaching the exit from {} by {}",
+                way.source, way.interface
+            )),
         };
         let remedy = if way.is_some() { Remedy::Poke } else { Remedy::None };
         self.way = way;
@@ -183,9 +184,9 @@ pub fn apply(
     }
 }
 
-/// The way of the outer packets towards `endpoint`.
-pub fn way(host: &mut impl Host, endpoint: IpAddr, fwmark: u32) -> Option<RouteLookup> {
-    host.route_lookup(endpoint, fwmark).ok().flatten()
+/// The way of the outer packets towards `endpoint`; one through the tunnel itself is none.
+pub fn way(host: &mut impl Host, endpoint: IpAddr, fwmark: u32, tunnel: &str) -> Option<RouteLookup> {
+    host.route_lookup(endpoint, fwmark).ok().flatten().filter(|way| way.interface != tunnel)
 }
 
 #[cfg(test)]
