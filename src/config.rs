@@ -81,6 +81,17 @@ pub struct NodeOptions {
     pub keeper_interval: Duration,
 }
 
+/// `dns` as the file or a flag states it. `exit` and `system` both name the exit's own resolver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dns {
+    /// The exit's own resolver.
+    Exit,
+    /// Nothing is done about DNS.
+    None,
+    /// These servers.
+    Servers(Vec<IpAddr>),
+}
+
 /// `--dns` of `exit`: where peers' DNS queries to our tunnel address go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExitDns {
@@ -186,6 +197,12 @@ pub struct Settings {
     pub exclude: Option<Vec<IpNetwork>>,
     /// `no-lan`.
     pub no_lan: Option<bool>,
+    /// `dns`.
+    pub dns: Option<Dns>,
+    /// `no-kill-switch`.
+    pub no_kill_switch: Option<bool>,
+    /// `lockdown`.
+    pub lockdown: Option<bool>,
 }
 
 impl Settings {
@@ -211,6 +228,9 @@ impl Settings {
             allowed_ips: self.allowed_ips.or(lower.allowed_ips),
             exclude: self.exclude.or(lower.exclude),
             no_lan: self.no_lan.or(lower.no_lan),
+            dns: self.dns.or(lower.dns),
+            no_kill_switch: self.no_kill_switch.or(lower.no_kill_switch),
+            lockdown: self.lockdown.or(lower.lockdown),
         }
     }
 
@@ -222,7 +242,11 @@ impl Settings {
             allow_peers: self.allow_peers.unwrap_or(false),
             endpoints: self.endpoint.clone().unwrap_or_default(),
             no_portmap: self.no_portmap.unwrap_or(false),
-            dns: ExitDns::System,
+            dns: match self.dns.clone() {
+                None | Some(Dns::Exit) => ExitDns::System,
+                Some(Dns::None) => ExitDns::None,
+                Some(Dns::Servers(servers)) => ExitDns::Servers(servers),
+            },
             node: self.node(stun_servers),
         }
     }
@@ -236,9 +260,14 @@ impl Settings {
             allowed_ips: self.allowed_ips.clone().unwrap_or_default(),
             exclude: self.exclude.clone().unwrap_or_default(),
             no_lan: self.no_lan.unwrap_or(false),
-            dns: ConnectDns::Exit,
-            no_kill_switch: false,
-            lockdown: false,
+            dns: match self.dns.clone() {
+                None | Some(Dns::Exit) => ConnectDns::Exit,
+                Some(Dns::None) => ConnectDns::None,
+                Some(Dns::Servers(servers)) => ConnectDns::Servers(servers),
+            },
+            // who asks for the lockdown asks for more than the kill switch
+            no_kill_switch: self.no_kill_switch.unwrap_or(false) && self.lockdown != Some(true),
+            lockdown: self.lockdown.unwrap_or(false),
             node: self.node(stun_servers),
         }
     }

@@ -39,15 +39,17 @@ screen() { sed -u "s/^/  $dim$1 |$plain /"; }
 fail() { printf '\ndemo failed: %s\n' "$*" >&2; for f in "$dir"/*.log; do echo "--- $f"; cat "$f"; done >&2; exit 1; }
 at() { local place=$1; shift; ip netns exec "$ns-$place" "$@"; }
 
-# the program on a host of its own: state and run directories, and /run/wireguard, where devices of the same name would
-# meet; to be started with &, whose $! is then the program
+# the program on a host of its own: state and run directories, /etc/resolv.conf, and /run/wireguard, where devices of the
+# same name would meet; to be started with &, whose $! is then the program
 mkdir -p /run/wireguard
 host() {
   local place=$1
   shift
   mkdir -p "$dir/$place.sockets"
-  exec ip netns exec "$ns-$place" sh -c 'mount --bind "$1" /run/wireguard && shift && exec "$@"' sh "$dir/$place.sockets" \
-    "$program" --state-dir "$dir/$place.state" --run-dir "$dir/$place.run" "$@"
+  [ -e "$dir/$place.resolv.conf" ] || echo nameserver 192.0.2.53 > "$dir/$place.resolv.conf"
+  exec ip netns exec "$ns-$place" \
+    sh -c 'mount --bind "$1.sockets" /run/wireguard && mount --bind "$1.resolv.conf" /etc/resolv.conf && shift && exec "$@"' \
+    sh "$dir/$place" "$program" --state-dir "$dir/$place.state" --run-dir "$dir/$place.run" "$@"
 }
 
 snapshot() {

@@ -289,6 +289,87 @@ pub mod process {
     }
 }
 
+/// Telling programs which DNS servers to ask; not here.
+pub mod dns {
+    use super::unsupported;
+    use crate::Result;
+    use crate::types::DnsProbes;
+
+    /// Looks at what is there.
+    pub fn probe() -> Result<DnsProbes> {
+        unsupported("changing DNS")
+    }
+
+    /// A resolv.conf.
+    pub mod file {
+        use std::path::Path;
+
+        use super::super::unsupported;
+        use crate::Result;
+        use crate::types::FileState;
+
+        /// The file that the C library reads where there is one.
+        pub const PATH: &str = "/etc/resolv.conf";
+        /// The mode that a new one gets.
+        pub const MODE: u32 = 0o644;
+
+        /// The file as it is.
+        pub fn state(_path: &Path) -> Result<FileState> {
+            unsupported("changing DNS")
+        }
+
+        /// Puts a file into this state.
+        pub fn put(_path: &Path, _state: &FileState, _in_place: bool) -> Result<()> {
+            unsupported("changing DNS")
+        }
+
+        /// The text of a resolv.conf; none is read here.
+        pub fn read(_path: &Path) -> Option<String> {
+            None
+        }
+    }
+
+    /// resolvconf(8).
+    pub mod resolvconf {
+        use super::super::unsupported;
+        use crate::Result;
+        use crate::types::Resolvconf;
+
+        /// Gives it a record.
+        pub fn add(_resolvconf: &Resolvconf, _record: &str, _text: &str) -> Result<()> {
+            unsupported("resolvconf")
+        }
+
+        /// Takes a record back.
+        pub fn remove(_resolvconf: &Resolvconf, _record: &str) -> Result<()> {
+            unsupported("resolvconf")
+        }
+    }
+
+    /// systemd-resolved.
+    pub mod resolved {
+        use std::net::IpAddr;
+
+        use super::super::unsupported;
+        use crate::Result;
+
+        /// Sends every query to these servers by that link.
+        pub fn set(_ifindex: u32, _servers: &[IpAddr], _plain: bool) -> Result<()> {
+            unsupported("systemd-resolved")
+        }
+
+        /// The servers of a link.
+        pub fn servers(_ifindex: u32) -> Result<Vec<IpAddr>> {
+            unsupported("systemd-resolved")
+        }
+
+        /// Takes back what was said about a link.
+        pub fn revert(_ifindex: u32) -> Result<()> {
+            unsupported("systemd-resolved")
+        }
+    }
+}
+
 /// The started program's side of [`process::spawn_held`].
 pub mod launch {
     use std::io::{self, Read as _};

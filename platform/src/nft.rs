@@ -144,6 +144,8 @@ pub enum Match {
     CtNew,
     /// `ct state invalid`: belongs to no connection, so no NAT applies to it.
     CtInvalid,
+    /// `ct status dnat`: its destination was translated.
+    CtDnat,
     /// `ct direction original`.
     CtOriginal,
     /// `ct direction reply`.

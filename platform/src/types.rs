@@ -287,3 +287,70 @@ pub struct ProcessId {
     /// Start time in the system's own unit (Linux: clock ticks since boot, proc(5) `stat` field 22).
     pub started: u64,
 }
+
+/// A file as it is, or shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileState {
+    /// There is none.
+    Missing,
+    /// A regular file.
+    Text {
+        /// Contents.
+        text: String,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A symbolic link.
+    Link {
+        /// As it is stored, relative or not.
+        target: std::path::PathBuf,
+    },
+}
+
+/// What decides how DNS is changed on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsProbes {
+    /// systemd-resolved runs and answers on the system bus.
+    pub resolved: bool,
+    /// resolvconf(8), if there is one of its own.
+    pub resolvconf: Option<Resolvconf>,
+    /// `/etc/resolv.conf`.
+    pub file: ResolvConf,
+}
+
+/// `/etc/resolv.conf` before it is changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvConf {
+    /// The file itself.
+    pub state: FileState,
+    /// What programs read there, through the link if it is one; empty if nothing.
+    pub text: String,
+    /// It has the immutable attribute.
+    pub immutable: bool,
+    /// It is a mount point: it can be written, not replaced.
+    pub mounted: bool,
+    /// It can't be written: a read-only file system.
+    pub read_only: bool,
+    /// We are in a network namespace of our own, and this file is the one of the host around it.
+    pub shared: bool,
+}
+
+/// A resolvconf(8) program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolvconf {
+    /// Its path.
+    pub program: std::path::PathBuf,
+    /// Which one.
+    pub kind: ResolvconfKind,
+}
+
+/// Who made a resolvconf(8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResolvconfKind {
+    /// openresolv: records can be exclusive.
+    Openresolv,
+    /// Debian's: records are in an order by interface name.
+    Debian,
+}

@@ -66,6 +66,7 @@ fn everything() -> Table {
         vec![Match::CtEstablished],
         vec![Match::CtNew],
         vec![Match::CtInvalid],
+        vec![Match::CtDnat],
         vec![Match::CtOriginal],
         vec![Match::CtReply],
         vec![Match::DestinationLocal { not: false }],

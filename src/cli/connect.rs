@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use super::args::{NodeArgs, said};
 use super::terminal::Terminal;
 use super::{Context, Outcome, terminal};
-use crate::config::{Settings, value};
+use crate::config::{Dns, Settings, value};
 use crate::error::Failure;
 use crate::join::invite::{Invite, MAX_LENGTH};
 use crate::nat::servers;
@@ -24,6 +24,8 @@ Examples:
                                                      several endpoints: the first that answers is used
   sudo peervpn connect PUBKEY@vpn.example.org:51820 --allowed-ips 198.51.100.0/24
                                                      send only that network through the exit
+  sudo peervpn connect PUBKEY@203.0.113.20:51820 --lockdown --no-lan
+                                                     nothing leaves this machine but through the exit, from now on
   sudo peervpn connect PUBKEY@203.0.113.20:51820 --timeout 30 --retry 3
   sudo peervpn connect -                             join by an invite: paste it when asked")]
 pub(super) struct ConnectArgs {
@@ -49,6 +51,15 @@ pub(super) struct ConnectArgs {
     /// Send even the LAN's addresses through the exit
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     no_lan: Option<bool>,
+    /// Who answers DNS: exit, none (leave DNS as it is), or servers asked through the tunnel [default: exit]
+    #[arg(long, value_name = "exit|none|ADDR,…", value_parser = value::dns)]
+    dns: Option<Dns>,
+    /// Let traffic out beside the tunnel while the tunnel is down
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    no_kill_switch: Option<bool>,
+    /// Let nothing out before the first handshake either, and keep asking until it comes
+    #[arg(long, conflicts_with = "no_kill_switch", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    lockdown: Option<bool>,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -62,6 +73,9 @@ impl ConnectArgs {
             allowed_ips: said(self.allowed_ips),
             exclude: said(self.exclude),
             no_lan: self.no_lan,
+            dns: self.dns,
+            no_kill_switch: self.no_kill_switch,
+            lockdown: self.lockdown,
             ..self.node.settings()
         };
         (settings, self.target)

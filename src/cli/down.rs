@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::{Context, Outcome, render, terminal};
-use crate::config::value;
+use crate::config::{DEFAULT_INTERFACE, value};
 use crate::error::{Failure, Status};
+use crate::node;
 use crate::node::control::{self, Request, Response};
 use crate::node::event::Event;
 
@@ -19,18 +20,18 @@ pub(super) struct DownArgs {
     interface: Option<String>,
 }
 
-/// Stops the node and says what is left on the host.
+/// Stops the node and says what is left on the host. After a crash it puts the host back like `recover`.
 pub(super) fn run(args: &DownArgs, context: &Context) -> Outcome {
+    let interface = args.interface.as_deref().unwrap_or(DEFAULT_INTERFACE);
+    let running = control::running(&context.places);
+    let none =
+        if args.interface.is_some() { !running.iter().any(|name| name == interface) } else { running.is_empty() };
+    if none && control::orphaned(&context.places, interface) {
+        node::recover::run(&context.places, Some(interface), &mut terminal::Terminal::new(context))?;
+        return say(context, &Event::Stopped { host: "restored".to_owned() });
+    }
     match control::request(&context.places, args.interface.as_deref(), &Request::Down)? {
-        Response::Stopped { host, restored: true } => {
-            let event = Event::Stopped { host };
-            terminal::to_stdout(
-                |out| {
-                    if context.json { render::json(out, &event) } else { render::stopped(out, &event) }
-                },
-            );
-            Ok(())
-        }
+        Response::Stopped { host, restored: true } => say(context, &Event::Stopped { host }),
         Response::Stopped { host, restored: false } => Err(Failure {
             message: "the node has stopped, but this host could not be fully put back".to_owned(),
             host: Some(host),
@@ -39,4 +40,9 @@ pub(super) fn run(args: &DownArgs, context: &Context) -> Outcome {
         }),
         other => Err(super::unexpected(other)),
     }
+}
+
+fn say(context: &Context, event: &Event) -> Outcome {
+    terminal::to_stdout(|out| if context.json { render::json(out, event) } else { render::stopped(out, event) });
+    Ok(())
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use super::args::{NodeArgs, said};
 use super::terminal::Terminal;
 use super::{Context, Outcome};
-use crate::config::{Accept, Settings, value};
+use crate::config::{Accept, Dns, Settings, value};
 use crate::nat::servers;
 use crate::node;
 
@@ -33,6 +33,9 @@ pub(super) struct ExitArgs {
     /// Ask no router for a port mapping
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     no_portmap: Option<bool>,
+    /// Where peers' DNS queries go: system (this machine's resolver), none, or servers [default: system]
+    #[arg(long, value_name = "system|none|ADDR,…", value_parser = value::dns)]
+    dns: Option<Dns>,
     #[command(flatten)]
     node: NodeArgs,
 }
@@ -46,6 +49,7 @@ impl ExitArgs {
             allow_peers: self.allow_peers,
             endpoint: said(self.endpoint),
             no_portmap: self.no_portmap,
+            dns: self.dns,
             ..self.node.settings()
         }
     }

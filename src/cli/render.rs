@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::style::{Style, bytes, span, tame};
 use crate::error::Failure;
-use crate::node::control::{Changed, PeerStatus, PendingPeer, Status};
+use crate::node::control::{Changed, KillSwitchStatus, PeerStatus, PendingPeer, Status};
 use crate::node::event::Event;
 use crate::node::invite::Made;
 
@@ -129,7 +129,7 @@ pub(super) fn stopped(out: Out, event: &Event) -> io::Result<()> {
 
 /// How a node stands: a header and a line a peer.
 pub(super) fn status(out: Out, status: &Status, style: Style) -> io::Result<()> {
-    let Status { interface, mode, backend, public_key, port, endpoints, peers } = status;
+    let Status { interface, mode, backend, public_key, port, endpoints, peers, kill_switch } = status;
     writeln!(out, "{}: {mode}, {backend} back end", style.bold(interface))?;
     let mut rows = vec![
         ("peer ID", public_key.peer_id()),
@@ -139,11 +139,25 @@ pub(super) fn status(out: Out, status: &Status, style: Style) -> io::Result<()> 
     if !endpoints.is_empty() {
         rows.push(("endpoints", endpoints.join(", ")));
     }
+    if let Some(kill_switch) = kill_switch {
+        rows.push(("kill switch", kill_switch_state(kill_switch).to_owned()));
+    }
     table(out, &rows)?;
     if peers.is_empty() {
         return writeln!(out, "  no peers yet");
     }
     self::peers(out, peers, style)
+}
+
+/// What the kill switch does now, and how to lift it.
+fn kill_switch_state(kill_switch: &KillSwitchStatus) -> &'static str {
+    match kill_switch {
+        KillSwitchStatus { on: false, .. } => "off: if the tunnel fails, traffic leaves beside it",
+        KillSwitchStatus { blocking: true, .. } => {
+            "on, and the exit is silent: this host's traffic is blocked; sudo peervpn down lifts it"
+        }
+        _ => "on: nothing leaves beside the tunnel; sudo peervpn down lifts it",
+    }
 }
 
 /// Peers in aligned columns.
@@ -414,6 +428,7 @@ mod tests {
             public_key: KEY,
             port: 51820,
             endpoints: vec![],
+            kill_switch: None,
             peers: vec![peer(Some("phone"), Some(12)), peer(None, None)],
         };
         let shown = text(|out| status(out, &node, Style::PLAIN));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{Settings, value};
+use super::{Dns, Settings, value};
 use crate::error::Hint;
 
 /// Read when neither `--config` nor `PEERVPN_CONFIG` names a file, if it exists.
@@ -117,6 +117,9 @@ const KEYS: &[Key] = &[
     Key("allowed-ips", Owner::Connect, |s, v| many(&mut s.allowed_ips, v, value::cidr)),
     Key("exclude", Owner::Connect, |s, v| many(&mut s.exclude, v, value::cidr)),
     Key("no-lan", Owner::Connect, |s, v| switch(&mut s.no_lan, v)),
+    Key("dns", Owner::Both, |s, v| dns(&mut s.dns, v)),
+    Key("no-kill-switch", Owner::Connect, |s, v| switch(&mut s.no_kill_switch, v)),
+    Key("lockdown", Owner::Connect, |s, v| switch(&mut s.lockdown, v)),
     Key("interface", Owner::Both, |s, v| one(&mut s.interface, v, value::interface)),
     Key("port", Owner::Both, |s, v| one(&mut s.port, v, value::port)),
     Key("backend", Owner::Both, |s, v| one(&mut s.backend, v, value::backend)),
@@ -146,6 +149,16 @@ fn many<T>(slot: &mut Option<Vec<T>>, value: &Value, parse: fn(&str) -> Result<T
         Value::Array(items) => items.iter().map(parse_item).collect::<Result<_, _>>()?,
         item => vec![parse_item(item)?],
     });
+    Ok(())
+}
+
+/// `"exit"`, `"system"`, `"none"`, or servers as one string or an array of strings.
+fn dns(slot: &mut Option<Dns>, value: &Value) -> Outcome {
+    let text = match value {
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+        item => item.as_str().unwrap_or_default().to_owned(),
+    };
+    *slot = Some(value::dns(&text)?);
     Ok(())
 }
 
@@ -310,6 +323,9 @@ mod tests {
             allowed-ips = ["0.0.0.0/0"]
             exclude = "192.0.2.0/24"
             no-lan = true
+            dns = ["192.0.2.53", "2001:db8::53"]
+            no-kill-switch = true
+            lockdown = false
             interface = "vpn1"
             port = 51820
             backend = "userspace=wireguard-go"
@@ -331,6 +347,9 @@ mod tests {
             allowed_ips: Some(vec!["0.0.0.0/0".parse().unwrap()]),
             exclude: Some(vec!["192.0.2.0/24".parse().unwrap()]),
             no_lan: Some(true),
+            dns: Some(Dns::Servers(vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()])),
+            no_kill_switch: Some(true),
+            lockdown: Some(false),
             interface: Some("vpn1".into()),
             port: Some(51820),
             backend: Some(BackendChoice::Userspace(Some("wireguard-go".into()))),

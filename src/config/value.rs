@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::{Accept, BackendChoice};
+use super::{Accept, BackendChoice, Dns};
 
 /// What was expected instead.
 pub type Expected = String;
@@ -140,6 +140,22 @@ fn digits(text: &str) -> Option<&str> {
     (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then_some(text)
 }
 
+/// `--dns`: `exit` or `system` (the exit's own resolver), `none`, or servers, comma-separated.
+pub fn dns(text: &str) -> Result<Dns, Expected> {
+    match text {
+        "exit" | "system" => return Ok(Dns::Exit),
+        "none" => return Ok(Dns::None),
+        _ => {}
+    }
+    let server = |item: &str| item.trim().parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast());
+    let servers: Option<Vec<IpAddr>> = text.split(',').map(server).collect();
+    match servers {
+        Some(servers) if servers.len() <= 8 => Ok(Dns::Servers(servers)),
+        Some(_) => Err("eight servers at most".to_owned()),
+        None => Err("DNS is exit (system on the exit itself), none, or IP addresses separated by commas".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +232,19 @@ mod tests {
             assert!(host_port(bad).is_err(), "{bad:?}");
         }
         assert!(host_port("2001:db8::1").unwrap_err().contains("[2001:db8::1]:PORT"));
+    }
+
+    #[test]
+    fn name_servers() {
+        assert_eq!(dns("exit"), Ok(Dns::Exit));
+        assert_eq!(dns("system"), Ok(Dns::Exit));
+        assert_eq!(dns("none"), Ok(Dns::None));
+        let servers = Dns::Servers(vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()]);
+        assert_eq!(dns("192.0.2.53, 2001:db8::53"), Ok(servers));
+        for bad in ["", "Exit", "192.0.2.53,", "dns.example", "0.0.0.0", "192.0.2.53:53", "192.0.2.53,none"] {
+            assert!(dns(bad).is_err(), "{bad:?}");
+        }
+        assert!(dns(&["::1"; 9].join(",")).is_err());
     }
 
     #[test]

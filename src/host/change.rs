@@ -1,10 +1,11 @@
 //! The atoms of change to the host, and of its undo.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
 
 use peervpn_platform::nft;
-use peervpn_platform::types::{ProcessId, Route, Rule};
+use peervpn_platform::types::{FileState, ProcessId, Resolvconf, Route, Rule};
 use serde::{Deserialize, Serialize};
 
 /// One change to the host.
@@ -31,6 +32,33 @@ pub enum Change {
     Route(Route),
     /// Add a policy rule.
     Rule(Rule),
+    /// Write a file of the host's, `/etc/resolv.conf`.
+    File {
+        /// Path.
+        path: PathBuf,
+        /// Contents.
+        text: String,
+        /// Write over it (a mount point) instead of replacing it.
+        in_place: bool,
+    },
+    /// Send all of systemd-resolved's queries by our link.
+    ResolvedLink {
+        /// Interface name.
+        interface: String,
+        /// Servers.
+        servers: Vec<IpAddr>,
+        /// Without DNS over TLS: an exit's resolver speaks none.
+        plain: bool,
+    },
+    /// Give resolvconf(8) a record.
+    Resolvconf {
+        /// Which resolvconf.
+        resolvconf: Resolvconf,
+        /// Name of the record.
+        record: String,
+        /// Its lines.
+        text: String,
+    },
 }
 
 /// What takes a change back. Idempotent: undoing what was never done, or is already undone, does nothing.
@@ -77,6 +105,29 @@ pub enum Undo {
     Rule(Rule),
     /// Delete our port mapping on the gateway.
     PortMapping(PortMapping),
+    /// Put a file back, unless someone else has changed it since.
+    File {
+        /// Path.
+        path: PathBuf,
+        /// What was there before.
+        was: FileState,
+        /// SHA-256 of what we wrote, in hex.
+        set: String,
+        /// Write over it instead of replacing it.
+        in_place: bool,
+    },
+    /// Take back what we told systemd-resolved about our link.
+    ResolvedLink {
+        /// Interface name.
+        interface: String,
+    },
+    /// Take our record back from resolvconf(8).
+    Resolvconf {
+        /// Which resolvconf.
+        resolvconf: Resolvconf,
+        /// Name of the record.
+        record: String,
+    },
 }
 
 /// A port mapping on a gateway: what it takes to delete it, from any process.
@@ -132,7 +183,10 @@ impl Undo {
             | Undo::Process { .. }
             | Undo::Table { .. }
             | Undo::Route(_)
-            | Undo::Rule(_) => false,
+            | Undo::Rule(_)
+            | Undo::ResolvedLink { .. } => false,
+            // resolvconf's records are gone, the file that it made of them is not
+            Undo::File { .. } | Undo::Resolvconf { .. } => true,
             Undo::PortMapping(_) => true,
         }
     }
@@ -146,6 +200,9 @@ impl fmt::Display for Change {
             Change::Table(table) => write!(f, "install firewall table inet {}", table.name),
             Change::Route(route) => write!(f, "add route {} (table {})", route.destination, route.table),
             Change::Rule(rule) => write!(f, "add policy rule (priority {}, table {})", rule.priority, rule.table),
+            Change::File { path, .. } => write!(f, "write {}", path.display()),
+            Change::ResolvedLink { interface, .. } => write!(f, "make {interface} systemd-resolved's way"),
+            Change::Resolvconf { record, .. } => write!(f, "give resolvconf the record {record}"),
         }
     }
 }
@@ -173,6 +230,9 @@ impl fmt::Display for Undo {
             Undo::PortMapping(PortMapping::Upnp { server, external_port, .. }) => {
                 write!(f, "delete the port mapping of {external_port} on {} (UPnP IGD)", server.ip())
             }
+            Undo::File { path, .. } => write!(f, "put {} back", path.display()),
+            Undo::ResolvedLink { interface } => write!(f, "take {interface} back from systemd-resolved"),
+            Undo::Resolvconf { record, .. } => write!(f, "take the record {record} back from resolvconf"),
         }
     }
 }

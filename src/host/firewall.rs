@@ -3,6 +3,7 @@
 //! Only our own table is ever written, so our `accept` ends our chain and nothing else: another program's chain on
 //! the same hook can still drop the packet (nft(8), "verdict statements").
 
+mod closing;
 mod connect;
 mod exit;
 
@@ -11,15 +12,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use peervpn_platform::nft::{Base, Chain, Hook, Kind, Match, Rule, Statement, Table};
 
+use super::lan::Lan;
+
 /// The interface whose table is called just `peervpn`.
 const DEFAULT_INTERFACE: &str = "peervpn0";
 
 /// Priorities, nft(8) "standard priority names".
 const MANGLE: i32 = -150;
 const FILTER: i32 = 0;
+const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
+/// DNS, RFC 1035 §4.2.
+const DNS: u16 = 53;
+/// DNS over TLS, RFC 7858, and over QUIC, RFC 9250.
+const DNS_SECURE: u16 = 853;
 
 /// The chain that refuses what jumps to it.
 const REFUSE: &str = "refuse";
@@ -48,6 +58,8 @@ pub struct ExitPolicy<'a> {
     pub allow_peers: bool,
     /// Services open to peers on our tunnel addresses: (IP protocol, port).
     pub services: Vec<(u8, u16)>,
+    /// Where DNS queries to our tunnel addresses are sent on to: the first of each family counts.
+    pub dns: Vec<IpAddr>,
 }
 
 /// Policy of a node that sends its traffic through an exit.
@@ -66,6 +78,30 @@ pub struct ConnectPolicy<'a> {
     /// TCP ports this host listens on. Their connections that are older than connection tracking (which only starts
     /// with the first rule that needs it) keep their way too: the SSH session from which we are started, say.
     pub listening: Vec<u16>,
+    /// DNS has no way out but the tunnel; `None` leaves it alone.
+    pub dns: Option<OnlyDns<'a>>,
+    /// Nothing goes beside the tunnel; `None` is `--no-kill-switch`.
+    pub kill_switch: Option<KillSwitch<'a>>,
+}
+
+/// DNS goes through the tunnel, or to these servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnlyDns<'a> {
+    /// Servers on the LAN that the user named.
+    pub lan_servers: &'a [IpAddr],
+}
+
+/// What may not go beside the tunnel, and the exceptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KillSwitch<'a> {
+    /// What goes through the tunnel, and so nowhere else. Prefixes of length 0 for both families: everything.
+    pub allowed: &'a [IpNetwork],
+    /// What keeps its way.
+    pub exclude: &'a [IpNetwork],
+    /// The exit's tunnel addresses.
+    pub exit: &'a [IpAddr],
+    /// The LAN; `None` closes it too (`--no-lan`).
+    pub lan: Option<&'a [Lan]>,
 }
 
 impl Policy<'_> {

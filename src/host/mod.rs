@@ -6,8 +6,10 @@
 //! the link and needs no undo of its own.
 
 pub mod change;
+pub mod dns;
 pub mod firewall;
 pub mod journal;
+pub mod lan;
 pub mod numbers;
 pub mod sysctls;
 

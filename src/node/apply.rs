@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use peervpn_platform::os::{self, NetlinkHost, files};
-use peervpn_platform::types::{DeviceConfig, ProcessId};
+use peervpn_platform::types::{DeviceConfig, FileState, ProcessId};
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::event::{Event, Output};
@@ -14,8 +14,8 @@ use super::portmap;
 use crate::config::Places;
 use crate::error::{Failure, Hint as _, Status, chain};
 use crate::host::change::{Change, Undo, sysctl_writes};
-use crate::host::firewall;
 use crate::host::journal::{self, Journal, Record};
+use crate::host::{dns, firewall};
 
 /// How long a userspace device gets to end by itself before it is killed.
 const DEVICE_GRACE: Duration = Duration::from_secs(2);
@@ -127,14 +127,21 @@ impl Applier {
         let mut undos = Vec::new();
         for change in changes {
             if let Some(undo) = self.undo_of(&change)? {
+                // taking it back once takes back every version of it
+                let whole = matches!(undo, Undo::Table { .. } | Undo::ResolvedLink { .. } | Undo::Resolvconf { .. });
+                if !(whole && self.undos.contains(&undo)) {
+                    undos.push(undo);
+                }
                 needed.push(change);
-                undos.push(undo);
             }
         }
         let numbers = self.write_undos(undos)?;
         for change in needed {
             tracing::debug!(op = %change, "host change");
             do_change(&mut self.host, &change)?;
+            if let Change::Table(table) = &change {
+                self.made.retain(|made| !matches!(made, Change::Table(before) if before.name == table.name));
+            }
             self.made.push(change);
         }
         self.write(numbers.map(|n| Record::Done { n }))
@@ -168,6 +175,15 @@ impl Applier {
                         == (route.table, route.destination, route.kind, route.protocol)
                 }),
                 Change::Rule(rule) => rules.contains(rule),
+                Change::File { path, text, .. } => {
+                    matches!(os::dns::file::state(path)?, FileState::Text { text: now, .. } if now == *text)
+                }
+                Change::ResolvedLink { interface, servers, .. } => match self.host.link(interface)? {
+                    Some(link) => os::dns::resolved::servers(link.index)? == *servers,
+                    None => false,
+                },
+                // it made of it what its configuration says
+                Change::Resolvconf { .. } => true,
             };
             if !there {
                 return Err(Failure::new(
@@ -223,6 +239,15 @@ impl Applier {
             Change::Table(table) => Some(Undo::Table { name: table.name.clone() }),
             Change::Route(route) => Some(Undo::Route(route.clone())),
             Change::Rule(rule) => Some(Undo::Rule(rule.clone())),
+            Change::File { path, text, in_place } => {
+                let was = os::dns::file::state(path)?;
+                let set = dns::digest(text);
+                (!dns::still_ours(&was, &set)).then(|| Undo::File { path: path.clone(), was, set, in_place: *in_place })
+            }
+            Change::ResolvedLink { interface, .. } => Some(Undo::ResolvedLink { interface: interface.clone() }),
+            Change::Resolvconf { resolvconf, record, .. } => {
+                Some(Undo::Resolvconf { resolvconf: resolvconf.clone(), record: record.clone() })
+            }
         })
     }
 
@@ -319,6 +344,18 @@ fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
         Change::Table(table) => host.replace_table(table),
         Change::Route(route) => host.add_route(route),
         Change::Rule(rule) => host.add_rule(rule),
+        Change::File { path, text, in_place } => {
+            let state = FileState::Text { text: text.clone(), mode: os::dns::file::MODE };
+            os::dns::file::put(path, &state, *in_place)
+        }
+        Change::ResolvedLink { interface, servers, plain } => match host.link(interface)? {
+            Some(link) => os::dns::resolved::set(link.index, servers, *plain),
+            None => Err(Error::Unexpected {
+                operation: format!("look up link {interface}"),
+                detail: "it has gone".to_owned(),
+            }),
+        },
+        Change::Resolvconf { resolvconf, record, text } => os::dns::resolvconf::add(resolvconf, record, text),
     }
 }
 
@@ -376,6 +413,18 @@ fn do_undo(host: &mut NetlinkHost, undo: &Undo, log: Option<&mut files::Log>) ->
             }
             Ok(())
         }
+        Undo::File { path, was, set, in_place } => {
+            if dns::still_ours(&os::dns::file::state(path)?, set) {
+                return os::dns::file::put(path, was, *in_place);
+            }
+            tracing::info!(path = %path.display(), "someone else has changed it since: left as it is");
+            Ok(())
+        }
+        Undo::ResolvedLink { interface } => match host.link(interface)? {
+            Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => os::dns::resolved::revert(link.index),
+            _ => Ok(()),
+        },
+        Undo::Resolvconf { resolvconf, record } => os::dns::resolvconf::remove(resolvconf, record),
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use peervpn_platform::os::{self, packet::InitiationTap};
+use peervpn_platform::os::packet::InitiationTap;
 use peervpn_platform::types::{Backend, Family, PeerConfig, RouteKind};
 use peervpn_platform::{Host as _, WireGuard};
 use tokio::io::unix::AsyncFd;
@@ -15,14 +15,14 @@ use tokio::io::unix::AsyncFd;
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
+use super::guard::Guard;
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::watch::watch;
 use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, roam, stopped};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
-use crate::host::firewall::{ConnectPolicy, Policy};
 use crate::host::{Change, numbers, sysctls};
-use crate::join::address::{TunnelAddresses, exit_addresses, peer_addresses};
+use crate::join::address::{exit_addresses, peer_addresses};
 use crate::join::connect::{ConnectString, Endpoint, Host};
 use crate::join::invite::Invite;
 use crate::join::service::Settings;
@@ -114,6 +114,7 @@ struct Connected {
     peer: PeerConfig,
     changes: roam::Changes,
     health: roam::Health,
+    guard: Guard,
     /// `--monitor-nat`.
     monitor: Option<Monitor>,
     mapping: Option<MappingWatch>,
@@ -150,6 +151,8 @@ async fn bring_up(
     let cryptokey: Vec<IpNetwork> =
         allowed.iter().copied().chain(exit_list.iter().map(|a| IpNetwork::from(*a))).collect();
 
+    let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, &exit_list)?;
+    guard.lock_down(&mut ground.applier, out)?;
     let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
     let mtu = options.node.mtu.unwrap_or(way.unwrap_or(mtu::MIN));
     let mut config = tunnel::device(&ground.key, port, numbers.fwmark);
@@ -190,7 +193,8 @@ async fn bring_up(
         {
             break peer.endpoint;
         }
-        if started.elapsed() >= limit {
+        // giving up would open what the lockdown closes
+        if started.elapsed() >= limit && !options.lockdown {
             return Err(no_handshake(target, &candidates, limit, &own));
         }
         if !said && started.elapsed() >= SAY_UNREACHABLE {
@@ -221,14 +225,15 @@ async fn bring_up(
     }
     let handshake_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
 
-    take_over(ground, options, &allowed, &exit_list, addresses, numbers)?;
+    let dns = take_over(ground, options, &allowed, &exit_list, &mut guard, numbers, out)?;
+    guard.announce(out);
     out.event(&Event::Connected {
         mode: "connect",
         peer_id: target.key.peer_id(),
         endpoint: endpoint.map_or_else(String::new, |e| e.to_string()),
         handshake_ms,
         tunnel_addresses: addresses.to_vec(),
-        dns: Vec::new(),
+        dns,
     });
     let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
     let way = roam::way(&mut ground.applier.host, endpoint_ip, numbers.fwmark, &interface);
@@ -259,20 +264,22 @@ async fn bring_up(
         peer: exit_peer(endpoint.unwrap_or(candidates[asked].address)),
         changes: roam::Changes::watch()?,
         health,
+        guard,
         monitor,
         mapping,
     })
 }
 
-/// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit.
+/// Firewall, settings, routes, rules, DNS: from here on this host's traffic goes through the exit. The servers asked.
 fn take_over(
     ground: &mut Ground,
     options: &ConnectOptions,
     allowed: &[IpNetwork],
     exit: &[IpAddr],
-    addresses: TunnelAddresses,
+    guard: &mut Guard,
     numbers: numbers::Numbers,
-) -> Result<(), Failure> {
+    out: &mut dyn Output,
+) -> Result<Vec<IpAddr>, Failure> {
     let wanted = routes::Wanted {
         interface: &ground.interface,
         numbers,
@@ -282,16 +289,7 @@ fn take_over(
         no_lan: options.no_lan,
     };
     let host = &mut ground.applier.host;
-    let policy = ConnectPolicy {
-        interface: &ground.interface,
-        v4: Some(addresses.v4),
-        v6: Some(addresses.v6),
-        fwmark: numbers.fwmark,
-        // the exit refuses what it has no route for; it alone knows
-        refuse_v6: false,
-        listening: os::listening_ports(),
-    };
-    let mut changes = vec![Change::Table(Policy::Connect(policy).table())];
+    let mut changes = vec![guard.change()];
     let links = host.links()?;
     changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
     let (ours, others): (Vec<_>, Vec<_>) =
@@ -316,7 +314,10 @@ fn take_over(
             }
         }
     }
-    Ok(())
+    // last: names are asked through the tunnel, which stands
+    let dns = guard.take_dns(&mut ground.applier, out)?;
+    ground.applier.verify()?;
+    Ok(dns)
 }
 
 /// After a few seconds without an answer: who we are, and what the exit's operator can do.
@@ -440,6 +441,12 @@ async fn serve(
                 }
                 continue;
             }
+            () = node.guard.due() => {
+                if let Err(failure) = node.guard.look_after(&mut applier, out) {
+                    tracing::warn!(%failure, "the firewall cannot be looked after");
+                }
+                continue;
+            }
             () = mapping::tick(&mut node.monitor) => {
                 if let (Some(monitor), Some(mapping)) = (&mut node.monitor, &node.mapping) {
                     out.event(&monitor.line(mapping));
@@ -448,6 +455,7 @@ async fn serve(
             }
             () = node.changes.settled() => {
                 node.network_changed(&mut applier, out);
+                node.guard.look_now();
                 continue;
             }
             () = tokio::time::sleep_until(node.health.due().into()) => {
@@ -545,6 +553,7 @@ fn status(node: &mut Connected) -> Result<Status, Failure> {
         public_key: node.own,
         port: node.port,
         endpoints: Vec::new(),
+        kill_switch: Some(node.guard.status(peers.first().and_then(|peer| peer.last_handshake_s))),
         peers,
     })
 }

@@ -137,6 +137,20 @@ pub struct Status {
     pub endpoints: Vec<String>,
     /// Peers.
     pub peers: Vec<PeerStatus>,
+    /// The kill switch, of a node that is connected to an exit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_switch: Option<KillSwitchStatus>,
+}
+
+/// How the kill switch stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KillSwitchStatus {
+    /// It is there.
+    pub on: bool,
+    /// It closed before the first handshake (`--lockdown`).
+    pub lockdown: bool,
+    /// The exit is silent, so that nothing gets through at present.
+    pub blocking: bool,
 }
 
 /// One peer of a running node.
@@ -416,6 +430,15 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
         std::io::ErrorKind::PermissionDenied => {
             Failure::new(format!("the node on {interface} answers root only"), "run it as root, for example with sudo")
         }
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused if orphaned(places, &interface) => {
+            Failure::new(
+                format!(
+                    "no node runs on {interface}, but what it changed is still there: if it was connected with the kill \
+                     switch, this host's traffic is blocked"
+                ),
+                "put the host back: sudo peervpn recover",
+            )
+        }
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Failure::new(
             format!("no node runs on {interface}"),
             "start one: sudo peervpn exit, or sudo peervpn connect PUBKEY@ENDPOINT",
@@ -468,6 +491,11 @@ pub fn resolve(target: &str) -> Result<String, Failure> {
         }
     }
     Ok(format!("{key}@{}", addresses.join(",")))
+}
+
+/// Whether a node that was killed has left changes behind.
+pub fn orphaned(places: &Places, interface: &str) -> bool {
+    std::fs::metadata(super::apply::journal_path(places, interface)).is_ok_and(|journal| journal.len() > 0)
 }
 
 /// Interfaces with a control socket that somebody answers, sorted.

@@ -11,7 +11,7 @@ mod manage;
 mod mapped;
 mod watch_mapping;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use peervpn_platform::os::packet::InitiationTap;
@@ -21,6 +21,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
+use super::dns;
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
 use super::portmap::{self, PortMap};
@@ -30,7 +31,7 @@ use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
 use crate::host::{Change, sysctls};
-use crate::join::address::exit_addresses;
+use crate::join::address::{TunnelAddresses, exit_addresses};
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
 use crate::join::initiation::Checker;
@@ -93,6 +94,7 @@ struct Exit<'a> {
     mtu: u32,
     /// Peers reach the IPv6 internet.
     ipv6: bool,
+    resolver: dns::Resolver,
     mapping: Option<MappingWatch>,
     /// Unless `--no-portmap`.
     portmap: Option<PortMap>,
@@ -156,16 +158,9 @@ async fn bring_up<'a>(
     let links: Vec<String> = ground.applier.host.links()?.into_iter().map(|link| link.name).collect();
     let mut uplink_names: Vec<String> = uplinks.iter().map(|(_, way)| way.interface.clone()).collect();
     uplink_names.dedup();
-    let policy = ExitPolicy {
-        interface: &interface,
-        v4: Some(addresses.v4),
-        v6: Some(addresses.v6),
-        allow_lan: options.allow_lan,
-        allow_peers: options.allow_peers,
-        services: vec![(TCP, crate::join::service::PORT)],
-    };
+    let resolver = dns::Resolver::new(&options.dns, out);
     // the firewall stands before the first packet can be forwarded
-    let mut changes = vec![Change::Table(Policy::Exit(policy).table())];
+    let mut changes = vec![firewall(&interface, addresses, options, resolver.servers())];
     let host = &mut ground.applier.host;
     changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
     ground.applier.make_all(changes)?;
@@ -243,9 +238,24 @@ async fn bring_up<'a>(
 
         wireguard,
         store,
+        resolver,
     };
     exit.ask_again(out);
     Ok((exit, tap, server))
+}
+
+/// The exit's table.
+fn firewall(interface: &str, addresses: TunnelAddresses, options: &ExitOptions, dns: &[IpAddr]) -> Change {
+    let policy = ExitPolicy {
+        interface,
+        v4: Some(addresses.v4),
+        v6: Some(addresses.v6),
+        allow_lan: options.allow_lan,
+        allow_peers: options.allow_peers,
+        services: vec![(TCP, crate::join::service::PORT)],
+        dns: dns.to_vec(),
+    };
+    Change::Table(Policy::Exit(policy).table())
 }
 
 /// Binds our port, asks the STUN servers from it, and lets it go for WireGuard.
@@ -314,6 +324,13 @@ impl Exit<'_> {
                 _ = tending.tick() => self.tend_invites(applier),
                 () = admit::due(&self.admitted) => self.install(Instant::now(), applier, out),
                 () = call::due(&self.calls) => self.call(applier),
+                () = self.resolver.changed() => {
+                    let addresses = exit_addresses(&self.key.public());
+                    let table = firewall(applier.interface(), addresses, self.options, self.resolver.servers());
+                    if let Err(failure) = applier.make(table) {
+                        tracing::warn!(%failure, "peers' DNS goes on to the old servers");
+                    }
+                }
                 line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
             }
         }
@@ -364,6 +381,7 @@ impl Exit<'_> {
             public_key: self.key.public(),
             port: self.port,
             endpoints: self.endpoints.clone(),
+            kill_switch: None,
             peers,
         })
     }

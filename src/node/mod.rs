@@ -3,6 +3,8 @@
 //! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
 //! - [`apply`]: host changes through the journal; [`recover`]: putting back what a killed node left.
 //! - [`portmap`]: port mapping on the gateway.
+//! - [`guard`]: what holds a connected node's traffic in the tunnel.
+//! - [`dns`]: how this host's programs, or peers, come to their answers.
 //! - [`control`]: the control socket; [`event`]: what the person or script is told.
 //! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`], [`mapping`]: STUN on our port, before and after WireGuard
 //!   has it.
@@ -11,8 +13,10 @@ pub mod apply;
 pub mod connect;
 pub mod control;
 pub mod device;
+mod dns;
 pub mod event;
 pub mod exit;
+mod guard;
 pub mod info;
 pub mod invite;
 pub mod mapping;

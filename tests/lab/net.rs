@@ -27,6 +27,10 @@ pub struct Namespace {
     file: Arc<File>,
     /// Private directory that programs in here see as `/run/wireguard`: device sockets of two hosts must not meet.
     pub sockets: PathBuf,
+    /// What programs in here see as `/etc/resolv.conf`, unless they have [`Namespace::mounts`]: never the machine's own.
+    pub resolv_conf: PathBuf,
+    /// A mount namespace for programs in here, instead of one each.
+    pub mounts: Option<Arc<File>>,
 }
 
 /// Every namespace of one test; dropping it kills what runs inside and deletes them.
@@ -74,7 +78,9 @@ impl Namespace {
         let file = File::open(Path::new(NAMED).join(name)).unwrap_or_else(|e| panic!("namespace {name}: {e}"));
         let sockets = dir.join(format!("{name}.wireguard"));
         fs::create_dir(&sockets).expect("create a directory for device sockets");
-        Namespace { name: name.to_owned(), file: Arc::new(file), sockets }
+        let resolv_conf = dir.join(format!("{name}.resolv.conf"));
+        fs::write(&resolv_conf, "nameserver 192.0.2.53\n").expect("write a resolv.conf");
+        Namespace { name: name.to_owned(), file: Arc::new(file), sockets, resolv_conf, mounts: None }
     }
 
     /// Runs `work` in a thread that has entered this namespace; sockets it opens stay here.
@@ -97,12 +103,14 @@ impl Namespace {
         let mut command = Command::new(program);
         let netns: RawFd = self.file.as_raw_fd();
         let keep = self.file.clone();
-        let sockets = CString::new(self.sockets.as_os_str().as_bytes()).expect("no NUL in a path");
+        let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).expect("no NUL in a path");
+        let (sockets, resolv_conf) = (text(&self.sockets), text(&self.resolv_conf));
+        let mounts = self.mounts.clone();
         // SAFETY: only system calls on values made before the fork; nothing allocates or locks.
         unsafe {
             command.pre_exec(move || {
                 let _held = &keep;
-                enter(netns, &sockets)
+                enter(netns, mounts.as_deref().map(AsRawFd::as_raw_fd), &sockets, &resolv_conf)
             });
         }
         command
@@ -144,18 +152,24 @@ impl Namespace {
 }
 
 /// In the child, between fork and exec: what `ip netns exec` does, plus the private socket directory.
-fn enter(netns: RawFd, sockets: &CString) -> io::Result<()> {
+fn enter(netns: RawFd, mounts: Option<RawFd>, sockets: &CString, resolv_conf: &CString) -> io::Result<()> {
     let check = |result: i32| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     let none = c"none".as_ptr();
     // SAFETY: every pointer is a live C string or null where mount(2) allows it.
     unsafe {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
         check(libc::setns(netns, libc::CLONE_NEWNET))?;
+        if let Some(mounts) = mounts {
+            check(libc::setns(mounts, libc::CLONE_NEWNS))?;
+            return check(libc::chdir(c"/".as_ptr()));
+        }
         check(libc::unshare(libc::CLONE_NEWNS))?;
         check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, std::ptr::null()))?;
         // sysfs shows the interfaces of the namespace it was mounted in; it may be absent in a container
         libc::umount2(c"/sys".as_ptr(), libc::MNT_DETACH);
         libc::mount(c"sysfs".as_ptr(), c"/sys".as_ptr(), c"sysfs".as_ptr(), 0, std::ptr::null());
+        let bind = libc::MS_BIND | libc::MS_REC;
+        check(libc::mount(resolv_conf.as_ptr(), c"/etc/resolv.conf".as_ptr(), none, bind, std::ptr::null()))?;
         check(libc::mount(
             sockets.as_ptr(),
             c"/run/wireguard".as_ptr(),

@@ -4,8 +4,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, Policy, shape, table_name};
+use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, shape, table_name};
+use peervpn::host::lan::Lan;
 use peervpn_platform::nft::{Rule, Statement, Table};
+use peervpn_platform::types::Family;
 
 pub const V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
@@ -19,6 +21,7 @@ pub fn exit() -> ExitPolicy<'static> {
         allow_lan: false,
         allow_peers: false,
         services: Vec::new(),
+        dns: Vec::new(),
     }
 }
 
@@ -30,6 +33,8 @@ pub fn connect() -> ConnectPolicy<'static> {
         fwmark: FWMARK,
         refuse_v6: false,
         listening: Vec::new(),
+        dns: None,
+        kill_switch: None,
     }
 }
 
@@ -39,7 +44,26 @@ fn golden() -> Vec<(&'static str, Table)> {
     let services = ExitPolicy { services: vec![(17, 53), (6, 53)], v6: None, ..exit() };
     let no_v6 = ConnectPolicy { refuse_v6: true, listening: vec![443, 22, 80, 81, 22], ..connect() };
     let v4_only = ConnectPolicy { v6: None, interface: "pv1", ..connect() };
+    let lan = |interface: &str, prefix: &str| Lan { interface: interface.into(), prefix: prefix.parse().unwrap() };
+    let lans = [lan("eth0", "192.168.1.0/24"), lan("docker0", "172.17.0.0/16"), lan("eth0", "2001:db8:1::/64")];
+    let everything = Family::BOTH.map(Family::default_prefix);
+    let one = ["198.51.100.0/24".parse().unwrap()];
+    let other = ["198.51.100.128/25".parse().unwrap()];
+    let own = [V4.into(), V6.into()];
+    let resolver = ["192.168.1.1".parse().unwrap()];
+    let closed = KillSwitch { allowed: &everything, exclude: &[], exit: &own, lan: Some(&lans) };
+    let only_dns = Some(OnlyDns { lan_servers: &[] });
+    let kill_switch = ConnectPolicy { kill_switch: Some(closed), dns: only_dns, ..connect() };
+    let no_lan = ConnectPolicy { kill_switch: Some(KillSwitch { lan: None, ..closed }), ..connect() };
+    let split = KillSwitch { allowed: &one, exclude: &other, ..closed };
+    let split = ConnectPolicy { kill_switch: Some(split), dns: Some(OnlyDns { lan_servers: &resolver }), ..connect() };
+    let dns =
+        ExitPolicy { dns: vec![resolver[0], "192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()], ..exit() };
     vec![
+        ("connect-kill-switch.nft", Policy::Connect(kill_switch).table()),
+        ("connect-kill-switch-no-lan.nft", Policy::Connect(no_lan).table()),
+        ("connect-split.nft", Policy::Connect(split).table()),
+        ("exit-dns.nft", Policy::Exit(dns).table()),
         ("exit.nft", Policy::Exit(exit()).table()),
         ("exit-open.nft", Policy::Exit(open).table()),
         ("exit-services-v4.nft", Policy::Exit(services).table()),

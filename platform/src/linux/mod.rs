@@ -1,9 +1,11 @@
 //! Linux: netlink for links, addresses, routes, rules, WireGuard and nftables; procfs for sysctls and port holders;
-//! raw and packet sockets. No other program is started here except the userspace WireGuard device.
+//! raw and packet sockets. No other program is started here except the userspace WireGuard device, and
+//! resolvconf(8), which has no other interface.
 
 mod bpf;
 mod caps;
 mod clock;
+pub mod dns;
 pub mod files;
 mod host;
 pub mod launch;

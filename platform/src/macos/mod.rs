@@ -9,7 +9,7 @@ pub mod files;
 pub mod udp;
 
 pub use absent::{
-    NetlinkHost, SystemHost, confine, confine_thread, host, kernel_wireguard, launch, listening_ports, local_time,
+    NetlinkHost, SystemHost, confine, confine_thread, dns, host, kernel_wireguard, launch, listening_ports, local_time,
     notify, packet, port_holder, process, raw, reachable, tun_available, watchdog, wireguard,
 };
 

@@ -70,6 +70,7 @@ impl Display for Match {
             Match::CtEstablished => f.write_str("ct state established,related"),
             Match::CtNew => f.write_str("ct state new"),
             Match::CtInvalid => f.write_str("ct state invalid"),
+            Match::CtDnat => f.write_str("ct status dnat"),
             Match::CtOriginal => f.write_str("ct direction original"),
             Match::CtReply => f.write_str("ct direction reply"),
             Match::DestinationLocal { not } => write!(f, "fib daddr type {}local", inverted(not)),

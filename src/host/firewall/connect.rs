@@ -17,9 +17,9 @@ impl ConnectPolicy<'_> {
             chains: vec![
                 base_chain("prerouting", Kind::Filter, Hook::Prerouting, MANGLE, self.prerouting()),
                 base_chain("output", Kind::Route, Hook::Output, MANGLE, self.output()),
-                // The kill switch will live in the next two chains.
-                base_chain("leaving", Kind::Filter, Hook::Output, FILTER, self.refuse_v6()),
+                base_chain("leaving", Kind::Filter, Hook::Output, FILTER, self.leaving()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                closing::blocked_chain(),
                 refuse_chain(),
             ],
         }
@@ -79,9 +79,18 @@ impl ConnectPolicy<'_> {
         rules
     }
 
+    /// Of this host itself.
+    fn leaving(&self) -> Vec<Rule> {
+        let mut rules = self.refuse_v6();
+        rules.extend(self.closing(true));
+        rules
+    }
+
+    /// Of containers and other hosts behind this one.
     fn forward(&self) -> Vec<Rule> {
         let mut rules = clamp_mss(self.interface).to_vec();
         rules.extend(self.refuse_v6());
+        rules.extend(self.closing(false));
         rules
     }
 

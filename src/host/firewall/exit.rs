@@ -46,6 +46,7 @@ impl ExitPolicy<'_> {
                 ),
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                base_chain("resolver", Kind::Nat, Hook::Prerouting, DSTNAT, self.resolver()),
                 base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
                 refuse_chain(),
             ],
@@ -65,6 +66,7 @@ impl ExitPolicy<'_> {
             return rules;
         }
         let mut rules = vec![rule([tunnel(), Match::CtEstablished], [Statement::Accept])];
+        rules.extend(self.to_resolver());
         for address in addresses(self.v4, self.v6) {
             let echo_request = match address {
                 IpAddr::V4(_) => Match::IcmpType(ICMP_ECHO_REQUEST),
@@ -102,6 +104,7 @@ impl ExitPolicy<'_> {
             "would leave with a peer's tunnel address: no NAT applies",
             rule([tunnel(), Match::CtInvalid], [Statement::Counter, Statement::Drop]),
         ));
+        rules.extend(self.to_resolver());
         if !self.allow_lan {
             for prefix in LAN {
                 let prefix = prefix.parse().expect("the table above holds prefixes");
@@ -118,6 +121,55 @@ impl ExitPolicy<'_> {
             rule([into(self.interface)], [Statement::Counter, Statement::Drop]),
         ));
         rules
+    }
+
+    /// DNS queries to our tunnel addresses go on to our own resolver, whose answers come back the same way.
+    fn resolver(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for (address, server) in self.resolvers() {
+            for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
+                rules.push(commented(
+                    "DNS of peers: on to this host's resolver",
+                    rule(
+                        [
+                            from(self.interface),
+                            to_address(address),
+                            Match::L4Proto(protocol),
+                            Match::DestinationPort(DNS, DNS),
+                        ],
+                        [Statement::Dnat(server)],
+                    ),
+                ));
+            }
+        }
+        rules
+    }
+
+    /// Lets those through, wherever the resolver is: on the LAN, mostly.
+    fn to_resolver(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for (_, server) in self.resolvers() {
+            for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
+                rules.push(rule(
+                    [
+                        from(self.interface),
+                        Match::CtDnat,
+                        to_address(server),
+                        Match::L4Proto(protocol),
+                        Match::DestinationPort(DNS, DNS),
+                    ],
+                    [Statement::Accept],
+                ));
+            }
+        }
+        rules
+    }
+
+    /// Our tunnel address and the server behind it, for each family that has one.
+    fn resolvers(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        addresses(self.v4, self.v6).filter_map(|address| {
+            Some((address, *self.dns.iter().find(|server| server.is_ipv4() == address.is_ipv4())?))
+        })
     }
 
     /// The input interface of a forwarded packet is known here from Linux 5.5 on.

@@ -19,6 +19,8 @@ const IPPROTO_ICMPV6: u8 = 58;
 
 /// `ct state` bits, `NF_CT_STATE_BIT` in `linux/netfilter/nf_conntrack_common.h`.
 const STATE_INVALID: u32 = 1;
+/// `IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h.
+const STATUS_DNAT: u32 = 1 << 5;
 const STATE_ESTABLISHED: u32 = 1 << 1;
 const STATE_RELATED: u32 = 1 << 2;
 const STATE_NEW: u32 = 1 << 3;
@@ -127,6 +129,11 @@ fn condition_expressions(buf: &mut Vec<u8>, condition: &Match) {
         Match::CtEstablished => connection_state(buf, STATE_ESTABLISHED | STATE_RELATED),
         Match::CtNew => connection_state(buf, STATE_NEW),
         Match::CtInvalid => connection_state(buf, STATE_INVALID),
+        Match::CtDnat => {
+            conntrack(buf, libc::NFT_CT_STATUS);
+            mask(buf, &STATUS_DNAT.to_ne_bytes());
+            compare(buf, libc::NFT_CMP_NEQ, &0u32.to_ne_bytes());
+        }
         Match::CtOriginal => {
             conntrack(buf, libc::NFT_CT_DIRECTION);
             compare(buf, libc::NFT_CMP_EQ, &[0]);

@@ -1,0 +1,210 @@
+//! What holds a connected node's traffic in the tunnel: the firewall table with the kill switch and the way of DNS. Put
+//! up before the first packet goes in (with `--lockdown` before the first handshake), looked after while the node runs.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::types::Family;
+use peervpn_platform::{Host as _, os};
+
+use super::apply::Applier;
+use super::control::KillSwitchStatus;
+use super::dns::{self, FileWatch};
+use super::event::{Event, Output};
+use crate::config::{ConnectDns, ConnectOptions};
+use crate::error::Failure;
+use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy, shape};
+use crate::host::lan::{self, Lan};
+use crate::host::{Change, Numbers};
+use crate::join::address::TunnelAddresses;
+
+/// How often the table and the LAN are looked at: someone may have flushed the one, or moved to another of the other.
+const LOOK: Duration = Duration::from_secs(2);
+/// A session without a new handshake is dead after this: WireGuard makes one every 120 s and asks for 90 s more
+/// (whitepaper §6.1, REKEY-AFTER-TIME and REKEY-ATTEMPT-TIME).
+const SILENT: u64 = 120 + 90;
+
+/// How to lift it, for every place that says so.
+const LIFT: &str = "sudo peervpn down lifts it; after a crash: sudo peervpn recover";
+
+/// A connected node's firewall.
+pub struct Guard {
+    interface: String,
+    fwmark: u32,
+    addresses: TunnelAddresses,
+    allowed: Vec<IpNetwork>,
+    exclude: Vec<IpNetwork>,
+    exit: Vec<IpAddr>,
+    no_lan: bool,
+    kill_switch: bool,
+    lockdown: bool,
+    /// Servers that the user named; empty with the exit's, `None` where DNS is left alone.
+    servers: Option<Vec<IpAddr>>,
+    lan: Vec<Lan>,
+    listening: Vec<u16>,
+    file: Option<FileWatch>,
+    look: tokio::time::Interval,
+}
+
+impl Guard {
+    /// Nothing is changed yet.
+    pub fn new(
+        applier: &mut Applier,
+        options: &ConnectOptions,
+        numbers: Numbers,
+        addresses: TunnelAddresses,
+        exit: &[IpAddr],
+    ) -> Result<Guard, Failure> {
+        // also the family that new interfaces do not get: an old one may have it
+        let everything = || Family::BOTH.map(Family::default_prefix).to_vec();
+        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut guard = Guard {
+            interface: applier.interface().to_owned(),
+            fwmark: numbers.fwmark,
+            addresses,
+            allowed: if options.allowed_ips.is_empty() { everything() } else { options.allowed_ips.clone() },
+            exclude: options.exclude.clone(),
+            exit: exit.to_vec(),
+            no_lan: options.no_lan,
+            kill_switch: !options.no_kill_switch,
+            lockdown: options.lockdown,
+            servers: match &options.dns {
+                ConnectDns::Exit => Some(Vec::new()),
+                ConnectDns::None => None,
+                ConnectDns::Servers(servers) => Some(servers.clone()),
+            },
+            lan: Vec::new(),
+            listening: os::listening_ports(),
+            file: None,
+            look,
+        };
+        guard.lan = guard.lan_now(applier)?;
+        Ok(guard)
+    }
+
+    /// `--lockdown`: closes everything now, read back. Names are resolved before; what we ask for ourselves from here on
+    /// carries our mark.
+    pub fn lock_down(&self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
+        if !self.lockdown {
+            return Ok(());
+        }
+        applier.make(self.change())?;
+        applier.verify()?;
+        out.event(&Event::Step(format!("lockdown: nothing leaves until the exit answers; {LIFT}")));
+        Ok(())
+    }
+
+    /// The table as a change; replaces the one before.
+    pub fn change(&self) -> Change {
+        let lan_servers: Vec<IpAddr> = match &self.servers {
+            Some(servers) if !self.no_lan => {
+                servers.iter().copied().filter(|server| lan::contains(&self.lan, *server)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let policy = ConnectPolicy {
+            interface: &self.interface,
+            v4: Some(self.addresses.v4),
+            v6: Some(self.addresses.v6),
+            fwmark: self.fwmark,
+            // the exit refuses what it has no route for; it alone knows
+            refuse_v6: false,
+            listening: self.listening.clone(),
+            dns: self.servers.as_ref().map(|_| OnlyDns { lan_servers: &lan_servers }),
+            kill_switch: self.kill_switch.then_some(KillSwitch {
+                allowed: &self.allowed,
+                exclude: &self.exclude,
+                exit: &self.exit,
+                lan: (!self.no_lan).then_some(&self.lan),
+            }),
+        };
+        Change::Table(Policy::Connect(policy).table())
+    }
+
+    /// Says what is closed, once connected.
+    pub fn announce(&self, out: &mut dyn Output) {
+        let what = match self.everything() {
+            true => "nothing leaves this host beside the tunnel",
+            false => "the allowed IPs are reached through the tunnel only",
+        };
+        let lan = if self.no_lan { "" } else { " (the LAN stays reachable)" };
+        if self.kill_switch {
+            out.event(&Event::Step(format!("kill switch on: {what}{lan}, even if peervpn is killed; {LIFT}")));
+        } else {
+            out.event(&Event::Warning(
+                "no kill switch (--no-kill-switch): if the tunnel fails, traffic leaves beside it".to_owned(),
+            ));
+        }
+    }
+
+    /// For `status`, given the seconds since the last handshake.
+    pub fn status(&self, last_handshake_s: Option<u64>) -> KillSwitchStatus {
+        KillSwitchStatus {
+            on: self.kill_switch,
+            lockdown: self.lockdown,
+            blocking: self.kill_switch && last_handshake_s.is_none_or(|age| age >= SILENT),
+        }
+    }
+
+    /// Makes this host's programs ask the exit, or the servers that the user named; returns those asked.
+    pub fn take_dns(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<Vec<IpAddr>, Failure> {
+        let Some(named) = &self.servers else { return Ok(Vec::new()) };
+        let exits = named.is_empty();
+        let servers = if exits { self.exit.clone() } else { named.clone() };
+        let changes = dns::changes(&self.interface, &servers, exits, out)?;
+        self.file = FileWatch::of(&changes);
+        applier.make_all(changes)?;
+        Ok(servers)
+    }
+
+    /// When to call [`Guard::look_after`] next. Can be dropped and called again at any time.
+    pub async fn due(&mut self) {
+        self.look.tick().await;
+    }
+
+    /// The network has changed: look at once.
+    pub fn look_now(&mut self) {
+        self.look.reset_immediately();
+    }
+
+    /// Follows the LAN, and puts the table back where another program flushed it.
+    pub fn look_after(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
+        if let Some(file) = &mut self.file {
+            file.look_after(applier, out)?;
+        }
+        let lan = self.lan_now(applier)?;
+        let moved = lan != self.lan;
+        if moved {
+            tracing::info!(?lan, "the LAN has changed");
+            self.lan = lan;
+        }
+        let change = self.change();
+        let Change::Table(table) = &change else { return Ok(()) };
+        let there = applier.host.table_shape(&table.name)? == Some(shape(table));
+        if !moved && there {
+            return Ok(());
+        }
+        if !moved {
+            out.event(&Event::Warning(format!(
+                "another program removed our firewall table inet {}; it is back",
+                table.name
+            )));
+        }
+        applier.make(change)
+    }
+
+    fn everything(&self) -> bool {
+        Family::BOTH.into_iter().all(|family| self.allowed.contains(&family.default_prefix()))
+    }
+
+    fn lan_now(&self, applier: &mut Applier) -> Result<Vec<Lan>, Failure> {
+        if self.no_lan {
+            return Ok(Vec::new());
+        }
+        let host = &mut applier.host;
+        let (links, addresses, routes) = (host.links()?, host.addresses()?, host.routes()?);
+        Ok(lan::prefixes(&self.interface, &links, &addresses, &routes))
+    }
+}
