@@ -181,6 +181,8 @@ fn comes_and_goes(speaks: Speaks, by: &str) {
             let mapping = exit.event("mapping");
             assert_eq!(text(&mapping, "new"), mapped(&ready), "{ready}");
         }
+        // where the NAT keeps the port, the mapped endpoint is the reflexive one, too, and shows before it is mapped
+        eventually("a lease", patience(10), || !home.leases().is_empty());
         let leases = home.leases();
         assert_eq!(leases.lines().count(), 1, "one mapping, not one a protocol: {leases}");
         assert!(leases.contains(by), "not by {by}: {leases}");
@@ -310,10 +312,13 @@ lab_tests! {
     fn a_lease_is_renewed_and_ends_by_itself_when_nobody_does("miniupnpd") {
         let home = Home::new(Speaks::Pcp, Nat::PortRestricted, &[], SHORT);
         let (mut exit, _) = open_exit(&home.lab, &[]);
+        eventually("a lease", patience(10), || !home.leases().is_empty());
         let first = lease_end(&home).expect("a lease");
-        let start = Instant::now();
+        let (start, mut missed) = (Instant::now(), 0);
         while start.elapsed() < Duration::from_secs(14) {
-            assert!(home.rules().contains("dnat"), "lost after {:?}", start.elapsed());
+            // the daemon renews a rule by deleting it and adding it again
+            missed = if home.rules().is_empty() { missed + 1 } else { 0 };
+            assert!(missed < 3, "lost after {:?}", start.elapsed());
             std::thread::sleep(Duration::from_millis(250));
         }
         let last = lease_end(&home).expect("a lease");
@@ -335,7 +340,8 @@ lab_tests! {
         std::fs::write(home.file("leases"), "").expect("a lease file");
         let lost = exit.event_within("mapping", patience(20));
         assert_eq!(text(&lost, "old"), endpoint);
-        assert!(exit.log().contains(&format!("the port mapping {endpoint} is lost")), "{}", exit.log());
+        let warning = format!("the port mapping {endpoint} is lost");
+        eventually("a warning", patience(5), || exit.log().contains(&warning));
         let status = home.lab.exit.run_ok(&["status", "--json"]).stdout;
         assert!(!status.contains(&endpoint), "a lost endpoint is still offered: {status}");
         home.start();

@@ -55,7 +55,8 @@ pub fn request(mapping: &Mapping, lifetime: Duration, suggested: SocketAddrV4) -
 /// Reads an answer: `None` where it does not answer a request for this mapping. A grant to a deletion has no lifetime.
 pub fn answer(bytes: &[u8], mapping: &Mapping) -> Option<Result<Granted, Refusal>> {
     // RFC 6887 §8.3: at least a header, whole words, at most 1100 octets
-    if !(24..=1100).contains(&bytes.len()) || bytes.len() % 4 != 0 || bytes[..2] != [VERSION, RESPONSE | MAP] {
+    if !(24..=1100).contains(&bytes.len()) || !bytes.len().is_multiple_of(4) || bytes[..2] != [VERSION, RESPONSE | MAP]
+    {
         return None;
     }
     let result = bytes[3];
