@@ -13,6 +13,7 @@ need wg wireguard-tools
 need wireguard-go wireguard-go
 need turnserver coturn
 need conntrack conntrack
+need miniupnpd miniupnpd-nftables
 need curl curl
 need python3 python3-minimal
 need unshare util-linux
