@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use peervpn_platform::os::packet::InitiationTap;
-use peervpn_platform::types::Family;
+use peervpn_platform::types::{Family, RouteLookup};
 use peervpn_platform::{Host as _, WireGuard};
 use tokio::io::unix::AsyncFd;
 
@@ -26,7 +26,7 @@ use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
 use super::portmap::{self, PortMap};
 use super::watch::watch;
-use super::{Ground, PROBES, StopSignals, block_on, port_in_use, service, state, stopped, stun};
+use super::{Ground, StopSignals, block_on, port_in_use, roam, service, state, stopped, stun};
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
@@ -101,6 +101,9 @@ struct Exit<'a> {
     mapped: mapped::Mapped,
     /// `--monitor-nat`.
     monitor: Option<Monitor>,
+    /// How packets to the internet leave.
+    uplinks: Vec<(Family, RouteLookup)>,
+    changes: roam::Changes,
     /// Newcomers about to be installed, and when.
     admitted: Vec<(Peer, Instant)>,
     /// Peers we call until they answer.
@@ -118,12 +121,7 @@ async fn bring_up<'a>(
     out: &mut dyn Output,
 ) -> Result<Up<'a>, Failure> {
     let host = &mut ground.applier.host;
-    let mut uplinks = Vec::new();
-    for probe in PROBES {
-        if let Some(way) = host.route_lookup(probe, 0)? {
-            uplinks.push((Family::of(&probe), way));
-        }
-    }
+    let uplinks = watch_mapping::uplinks(host)?;
     if uplinks.is_empty() {
         return Err(Failure::new(
             "this host has no default route, so it cannot be an exit",
@@ -220,6 +218,8 @@ async fn bring_up<'a>(
         service,
         mtu,
         ipv6: ipv6 && uplinks.iter().any(|(family, _)| *family == Family::V6),
+        uplinks,
+        changes: roam::Changes::watch()?,
         mapping,
         portmap,
         mapped,
@@ -322,6 +322,7 @@ impl Exit<'_> {
                     asked.reply(answer);
                 }
                 _ = tending.tick() => self.tend_invites(applier),
+                () = self.changes.settled() => self.network_changed(applier, out),
                 () = admit::due(&self.admitted) => self.install(Instant::now(), applier, out),
                 () = call::due(&self.calls) => self.call(applier),
                 () = self.resolver.changed() => {

@@ -1,11 +1,25 @@
 //! What the exit makes of the mapping keeper's news: the connect string follows the mapping.
 
 use super::Exit;
+use crate::host::sysctls;
 use crate::nat::keeper::Event as News;
+use crate::node::PROBES;
 use crate::node::apply::Applier;
 use crate::node::event::{Event, Output};
 use crate::tunnel;
-use peervpn_platform::types::{Backend, Family, PeerConfig};
+use peervpn_platform::types::{Backend, Family, PeerConfig, RouteLookup};
+use peervpn_platform::{Error, Host};
+
+/// How packets to the internet leave, a family each.
+pub fn uplinks(host: &mut impl Host) -> Result<Vec<(Family, RouteLookup)>, Error> {
+    let mut ways = Vec::new();
+    for probe in PROBES {
+        if let Some(way) = host.route_lookup(probe, 0)? {
+            ways.push((Family::of(&probe), way));
+        }
+    }
+    Ok(ways)
+}
 
 impl Exit<'_> {
     /// One piece of news.
@@ -43,6 +57,34 @@ impl Exit<'_> {
                 self.port,
             ))),
         }
+    }
+
+    /// Links, addresses or routes have changed: forward by a new uplink, too, measure again, and let peers know.
+    pub(super) fn network_changed(&mut self, applier: &mut Applier, out: &mut dyn Output) {
+        let ways = uplinks(&mut applier.host).unwrap_or_default();
+        if ways.is_empty() || ways == self.uplinks {
+            return;
+        }
+        let links: Vec<String> = applier.host.links().unwrap_or_default().into_iter().map(|link| link.name).collect();
+        let names: Vec<String> = ways.iter().map(|(_, way)| way.interface.clone()).collect();
+        let mut changes = Vec::new();
+        {
+            let (interface, host) = (applier.interface().to_owned(), &mut applier.host);
+            changes.extend(sysctls::exit(&interface, &names, &links, |key| host.sysctl(key).ok().flatten()));
+        }
+        if let Err(failure) = applier.make_all(changes) {
+            out.event(&Event::Warning(format!("forwarding by {} is not on: {}", names.join(", "), failure.message)));
+        }
+        let by: Vec<String> = ways.iter().map(|(_, way)| format!("{} by {}", way.source, way.interface)).collect();
+        out.event(&Event::Step(format!("the network has changed: leaving from {}", by.join(" and "))));
+        self.uplinks = ways;
+        if let Some(mapping) = &mut self.mapping {
+            mapping.refresh();
+        }
+        if let Some(portmap) = &self.portmap {
+            portmap.refresh();
+        }
+        self.show_peers_the_new_way(applier);
     }
 
     /// The line that others copy.
