@@ -16,8 +16,10 @@ mod node;
 mod portmap;
 mod privileges;
 mod record;
+mod roaming;
 mod service;
 mod snapshot;
+mod stock_clients;
 mod topology;
 
 use serde_json::Value;
