@@ -19,6 +19,8 @@ need python3 python3-minimal
 need unshare util-linux
 need ps procps
 need strace strace
+need zbarimg zbar-tools
+need resolvconf openresolv
 [ -n "$missing" ] || exit 0
 if [ "${1:-}" = --check ]; then
   echo "missing:$missing"

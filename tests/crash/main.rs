@@ -28,4 +28,5 @@ mod topology;
 mod journal;
 mod matrix;
 mod random;
+mod redemption;
 mod victim;

@@ -212,6 +212,12 @@ impl Node {
         }
     }
 
+    /// Its process ID.
+    #[allow(dead_code, reason = "the crash tests attach to it")]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: our own child, not yet waited for.
