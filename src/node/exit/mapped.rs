@@ -148,6 +148,19 @@ impl Exit<'_> {
         }
     }
 
+    /// STUN has found another address: the mapped endpoint may now be worth more or less.
+    pub(super) fn reconsider_mapped(&mut self, out: &mut dyn Output) {
+        let Some((external, before)) = self.mapped.standing else { return };
+        let reflexive = self.mapping.as_ref().map(|mapping| mapping.reflexive()).unwrap_or_default();
+        let now = worth(*external.ip(), &reflexive);
+        if now != before {
+            let endpoints = self.endpoints.clone();
+            self.mapped.standing = Some((external, now));
+            self.mapped.place(&mut self.endpoints, self.options.endpoints.len());
+            self.announce(&endpoints, out);
+        }
+    }
+
     /// Shows the connect string anew where it has changed.
     fn announce(&self, before: &[String], out: &mut dyn Output) {
         if self.endpoints == before {

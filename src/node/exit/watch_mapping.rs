@@ -33,6 +33,7 @@ impl Exit<'_> {
                     self.endpoints.insert(self.reflexive_place(), found);
                     out.event(&Event::Connect(self.connect_string()));
                 }
+                self.reconsider_mapped(out);
             }
             News::Changed { old, new } => {
                 let (old, new) = (old.to_string(), new.to_string());
@@ -47,6 +48,7 @@ impl Exit<'_> {
                 }
                 out.event(&Event::Mapping { old, new });
                 out.event(&Event::Connect(self.connect_string()));
+                self.reconsider_mapped(out);
                 self.show_peers_the_new_way(applier);
             }
             News::ByDestination { family: Family::V4 } if matches!(self.mapped.offered(), Some((_, true))) => {}

@@ -14,7 +14,7 @@ use crate::nat::gateway::{
     pcp_announce, ssdp_search,
 };
 use crate::nat::portmap::upnp::{self, Entry, Fault, Service, Url};
-use crate::nat::portmap::{LEASE, Refusal, http, nat_pmp, pcp};
+use crate::nat::portmap::{LEASE, Refusal, http, is_public, nat_pmp, pcp};
 
 /// First retransmission to a PCP or NAT-PMP server, doubled each time; RFC 6886 §3.1.
 const RETRANSMIT: Duration = Duration::from_millis(250);
@@ -165,8 +165,12 @@ async fn servers(gateway: Ipv4Addr, client: Ipv4Addr) -> (bool, bool) {
 }
 
 /// Where the gateway describes its UPnP device: asked directly, and by multicast where that finds nothing. An answer
-/// counts from the gateway alone, and only if it points to itself.
+/// counts from the gateway alone, and only if it points to itself. A host with a public address looks for none: it has
+/// no NAT before it, and its network is likely a hoster's.
 pub(super) async fn search(gateway: Ipv4Addr, client: Ipv4Addr) -> Option<Url> {
+    if is_public(client) {
+        return None;
+    }
     let socket = UdpSocket::bind((client, 0)).await.ok()?;
     let start = Instant::now();
     let multicast = ssdp_search(SSDP_GROUP.into());
