@@ -21,13 +21,20 @@ need ps procps
 need strace strace
 need zbarimg zbar-tools
 need resolvconf openresolv
-[ -n "$missing" ] || exit 0
+need dnsmasq dnsmasq-base
+need dbus-daemon dbus-daemon
+need chattr e2fsprogs
+# only unpacked: installed, systemd-resolved would make itself this machine's resolver
+unpacked=/usr/local/lib/peervpn-tests
+unpack=
+[ -x /lib/systemd/systemd-resolved ] || [ -x $unpacked/lib/systemd/systemd-resolved ] || unpack=systemd-resolved
+[ -n "$missing$unpack" ] || exit 0
 if [ "${1:-}" = --check ]; then
-  echo "missing:$missing"
+  echo "missing:$missing${unpack:+ $unpack}"
   exit 1
 fi
 if ! command -v apt-get > /dev/null; then
-  echo "install-deps: no apt-get here; install what these Debian packages hold:$missing" >&2
+  echo "install-deps: no apt-get here; install what these Debian packages hold:$missing${unpack:+ $unpack}" >&2
   exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
@@ -40,4 +47,9 @@ if [ ! -e $policy ]; then
   trap 'rm -f $policy' EXIT
 fi
 # shellcheck disable=SC2086
-apt-get install -q -y --no-install-recommends $missing
+[ -z "$missing" ] || apt-get install -q -y --no-install-recommends $missing
+if [ -n "$unpack" ]; then
+  download=$(mktemp -d)
+  (cd "$download" && apt-get download -q $unpack && dpkg-deb -x ./*.deb $unpacked)
+  rm -rf "$download"
+fi

@@ -152,7 +152,11 @@ impl Guard {
     pub fn take_dns(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<Vec<IpAddr>, Failure> {
         let Some(named) = &self.servers else { return Ok(Vec::new()) };
         let exits = named.is_empty();
-        let servers = if exits { self.exit.clone() } else { named.clone() };
+        let mut servers = if exits { self.exit.clone() } else { named.clone() };
+        if exits {
+            // more exits have a resolver by IPv4
+            servers.sort_by_key(IpAddr::is_ipv6);
+        }
         let changes = dns::changes(&self.interface, &servers, exits, out)?;
         self.file = FileWatch::of(&changes);
         applier.make_all(changes)?;

@@ -5,11 +5,13 @@
 //! it. Needs root and the packages of `tests/install-deps.sh`. Each test makes its own namespaces, so they run side by
 //! side. `PEERVPN_BIN` names another binary, `PEERVPN_LAB_RESULTS` another directory for the results.
 
+mod dns;
 mod host_unchanged;
 mod isolation;
 mod itself;
 mod joining;
 mod joining_invites;
+mod leaks;
 mod matrix;
 mod net;
 mod node;
@@ -21,6 +23,7 @@ mod service;
 mod snapshot;
 mod stock_clients;
 mod topology;
+mod wire;
 
 use serde_json::Value;
 
