@@ -56,14 +56,15 @@ impl ExitPolicy<'_> {
     /// From peers to this host, by whichever of its addresses.
     fn input(&self) -> Vec<Rule> {
         let tunnel = || from(self.interface);
+        let mut doors: Vec<Rule> = Vec::new();
+        for (own, (protocol, port)) in self.v4.iter().flat_map(|own| self.services.iter().map(move |s| (own, s))) {
+            let service = [Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)];
+            let to_service = [vec![tunnel(), from_doors(), to_address(IpAddr::V4(*own))], service.to_vec()].concat();
+            doors.push(rule(to_service, [Statement::Accept]));
+        }
+        doors.push(commented("an invite opens nothing else", rule([tunnel(), from_doors()], [refuse()])));
         if self.allow_lan {
-            let mut rules = Vec::new();
-            for (protocol, port) in &self.services {
-                let service = [Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)];
-                rules.push(rule([vec![tunnel(), from_doors()], service.to_vec()].concat(), [Statement::Accept]));
-            }
-            rules.push(commented("an invite opens nothing else", rule([tunnel(), from_doors()], [refuse()])));
-            return rules;
+            return doors;
         }
         let mut rules = vec![rule([tunnel(), Match::CtEstablished], [Statement::Accept])];
         rules.extend(self.to_resolver());
