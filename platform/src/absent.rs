@@ -77,6 +77,11 @@ pub fn local_time() -> (u8, u8, u8) {
     ((since / 3600 % 24) as u8, (since / 60 % 60) as u8, (since % 60) as u8)
 }
 
+/// Tables of Linux's legacy iptables.
+pub fn legacy_tables(_names: &str) -> Vec<String> {
+    Vec::new()
+}
+
 /// The TCP ports that the system listens on; nobody is asked here.
 pub fn listening_ports() -> Vec<u16> {
     Vec::new()
@@ -141,6 +146,15 @@ impl Host for SystemHost {
         match *self {}
     }
     fn table_shape(&mut self, _name: &str) -> Result<Option<Vec<(String, usize)>>> {
+        match *self {}
+    }
+    fn seen_chains(&mut self) -> Result<Vec<nft::foreign::SeenChain>> {
+        match *self {}
+    }
+    fn insert_rules(&mut self, _place: &nft::foreign::Place, _rules: &[nft::Rule]) -> Result<()> {
+        match *self {}
+    }
+    fn delete_commented(&mut self, _place: &nft::foreign::Place, _comment: &str) -> Result<()> {
         match *self {}
     }
     fn delete_table(&mut self, _name: &str) -> Result<()> {

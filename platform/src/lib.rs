@@ -130,6 +130,12 @@ pub trait Host {
     /// For read-back: each chain of the table of that name with its number of rules, in order; `None` if there is no
     /// such table.
     fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>>;
+    /// Every firewall chain, of every program, that could see forwarded packets.
+    fn seen_chains(&mut self) -> Result<Vec<nft::foreign::SeenChain>>;
+    /// Puts rules into another program's chain, in order, all or none.
+    fn insert_rules(&mut self, place: &nft::foreign::Place, rules: &[nft::Rule]) -> Result<()>;
+    /// Deletes the rules with this comment from another program's chain. None there, or no such chain, is no error.
+    fn delete_commented(&mut self, place: &nft::foreign::Place, comment: &str) -> Result<()>;
     /// Deletes our firewall table. One that is already gone is no error.
     fn delete_table(&mut self, name: &str) -> Result<()>;
 }

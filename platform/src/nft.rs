@@ -3,6 +3,7 @@
 //! Displayed, a [`Table`] is text that `nft -f` accepts: what tests compare and logs show.
 //! Expression semantics: nft(8), `linux/netfilter/nf_tables.h`.
 
+pub mod foreign;
 mod text;
 
 use ipnetwork::IpNetwork;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
-use peervpn_platform::nft;
+use peervpn_platform::nft::{self, foreign::Place};
 use peervpn_platform::types::{FileState, ProcessId, Resolvconf, Route, Rule};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,13 @@ pub enum Change {
         /// Its lines.
         text: String,
     },
+    /// Let the packets of our interface pass another program's chain; [`super::foreign`].
+    ForeignAccept {
+        /// Where.
+        place: Place,
+        /// Our interface.
+        interface: String,
+    },
 }
 
 /// What takes a change back. Idempotent: undoing what was never done, or is already undone, does nothing.
@@ -103,6 +110,13 @@ pub enum Undo {
     Route(Route),
     /// Delete our policy rule.
     Rule(Rule),
+    /// Delete our rules, known by their comment, from another program's chain.
+    ForeignAccept {
+        /// Where.
+        place: Place,
+        /// Their comment.
+        comment: String,
+    },
     /// Delete our port mapping on the gateway.
     PortMapping(PortMapping),
     /// Put a file back, unless someone else has changed it since.
@@ -184,7 +198,8 @@ impl Undo {
             | Undo::Table { .. }
             | Undo::Route(_)
             | Undo::Rule(_)
-            | Undo::ResolvedLink { .. } => false,
+            | Undo::ResolvedLink { .. }
+            | Undo::ForeignAccept { .. } => false,
             // resolvconf's records are gone, the file that it made of them is not
             Undo::File { .. } | Undo::Resolvconf { .. } => true,
             Undo::PortMapping(_) => true,
@@ -203,6 +218,9 @@ impl fmt::Display for Change {
             Change::File { path, .. } => write!(f, "write {}", path.display()),
             Change::ResolvedLink { interface, .. } => write!(f, "make {interface} systemd-resolved's way"),
             Change::Resolvconf { record, .. } => write!(f, "give resolvconf the record {record}"),
+            Change::ForeignAccept { place, interface } => {
+                write!(f, "let packets of {interface} pass firewall chain {place}")
+            }
         }
     }
 }
@@ -221,6 +239,9 @@ impl fmt::Display for Undo {
             Undo::Table { name } => write!(f, "delete firewall table inet {name}"),
             Undo::Route(route) => write!(f, "delete route {} (table {})", route.destination, route.table),
             Undo::Rule(rule) => write!(f, "delete policy rule (priority {}, table {})", rule.priority, rule.table),
+            Undo::ForeignAccept { place, comment } => {
+                write!(f, "delete rules with comment {comment} from firewall chain {place}")
+            }
             Undo::PortMapping(PortMapping::Pcp { gateway, port, .. }) => {
                 write!(f, "delete the port mapping of {port} on {gateway} (PCP)")
             }

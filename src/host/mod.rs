@@ -8,6 +8,7 @@
 pub mod change;
 pub mod dns;
 pub mod firewall;
+pub mod foreign;
 pub mod journal;
 pub mod lan;
 pub mod numbers;

@@ -5,8 +5,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use peervpn_platform::nft::foreign::{Place, Position};
 use peervpn_platform::os::{self, NetlinkHost, files};
-use peervpn_platform::types::{DeviceConfig, FileState, ProcessId};
+use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route};
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::event::{Event, Output};
@@ -15,7 +16,7 @@ use crate::config::Places;
 use crate::error::{Failure, Hint as _, Status, chain};
 use crate::host::change::{Change, Undo, sysctl_writes};
 use crate::host::journal::{self, Journal, Record};
-use crate::host::{dns, firewall};
+use crate::host::{dns, firewall, foreign};
 
 /// How long a userspace device gets to end by itself before it is killed.
 const DEVICE_GRACE: Duration = Duration::from_secs(2);
@@ -31,6 +32,10 @@ pub struct Applier {
     mode: &'static str,
     undos: Vec<Undo>,
     made: Vec<Change>,
+    /// Routes over our own link.
+    own_routes: Vec<Route>,
+    /// Our interface's packets are to pass other programs' firewalls.
+    passes: bool,
 }
 
 /// What an undo left behind: empty when everything was put back.
@@ -103,7 +108,17 @@ impl Applier {
             };
         }
         let ipv6 = host.sysctl("net/ipv6/conf/default/disable_ipv6")?.as_deref() == Some("0");
-        Ok(Applier { host, ipv6, log, interface: interface.to_owned(), mode, undos: Vec::new(), made: Vec::new() })
+        Ok(Applier {
+            host,
+            ipv6,
+            log,
+            interface: interface.to_owned(),
+            mode,
+            undos: Vec::new(),
+            made: Vec::new(),
+            own_routes: Vec::new(),
+            passes: false,
+        })
     }
 
     /// `exit` or `connect`.
@@ -147,6 +162,57 @@ impl Applier {
         self.write(numbers.map(|n| Record::Done { n }))
     }
 
+    /// Lets our interface's packets pass other programs' firewalls, now and whenever [`Applier::put_back`] looks again.
+    pub fn pass_firewalls(&mut self) -> Result<Vec<String>, Failure> {
+        self.passes = true;
+        let mut made = Vec::new();
+        for place in foreign::places(&self.host.seen_chains()?, &self.interface) {
+            let change = Change::ForeignAccept { place, interface: self.interface.clone() };
+            made.push(change.to_string());
+            match self.undo_of(&change)? {
+                Some(undo) if self.undos.contains(&undo) => do_change(&mut self.host, &change)?,
+                _ => self.make(change)?,
+            }
+        }
+        Ok(made)
+    }
+
+    /// Adds routes over our own link, which need no undo, and remembers them for [`Applier::put_back`].
+    pub fn add_own_routes(&mut self, routes: Vec<Route>) -> Result<(), Error> {
+        self.host.add_routes(&routes)?;
+        self.own_routes.extend(routes);
+        Ok(())
+    }
+
+    /// Makes again what other programs have taken away: our firewall table, policy rules, routes, places in their
+    /// firewalls. Says what.
+    pub fn put_back(&mut self) -> Result<Vec<String>, Failure> {
+        let (rules, routes) = (self.host.rules()?, self.host.routes()?);
+        let mut again = Vec::new();
+        for change in &self.made {
+            let there = match change {
+                Change::Table(table) => self.host.table_shape(&table.name)? == Some(firewall::shape(table)),
+                Change::Route(route) => holds(&routes, route),
+                Change::Rule(rule) => rules.contains(rule),
+                _ => true,
+            };
+            if !there {
+                do_change(&mut self.host, change)?;
+                again.push(change.to_string());
+            }
+        }
+        if self.host.link(&self.interface)?.is_some_and(|link| link.up) {
+            for route in self.own_routes.iter().filter(|route| !holds(&routes, route)) {
+                self.host.add_route(route)?;
+                again.push(Change::Route(route.clone()).to_string());
+            }
+        }
+        if self.passes {
+            again.extend(self.pass_firewalls()?);
+        }
+        Ok(again)
+    }
+
     /// Journals a process that is held and has done nothing yet; release it after this.
     pub fn adopt_process(&mut self, id: ProcessId) -> Result<(), Failure> {
         let interface = self.interface.clone();
@@ -170,10 +236,7 @@ impl Applier {
                 Change::Sysctl { key, value, .. } => self.host.sysctl(key)?.as_deref() == Some(value),
                 Change::Link { name } => self.host.link(name)?.is_some(),
                 Change::Table(table) => self.host.table_shape(&table.name)? == Some(firewall::shape(table)),
-                Change::Route(route) => routes.iter().any(|r| {
-                    (r.table, r.destination, r.kind, r.protocol)
-                        == (route.table, route.destination, route.kind, route.protocol)
-                }),
+                Change::Route(route) => holds(&routes, route),
                 Change::Rule(rule) => rules.contains(rule),
                 Change::File { path, text, .. } => {
                     matches!(os::dns::file::state(path)?, FileState::Text { text: now, .. } if now == *text)
@@ -184,6 +247,9 @@ impl Applier {
                 },
                 // it made of it what its configuration says
                 Change::Resolvconf { .. } => true,
+                Change::ForeignAccept { place, interface } => {
+                    foreign::there(&self.host.seen_chains()?, place, interface)
+                }
             };
             if !there {
                 return Err(Failure::new(
@@ -248,6 +314,11 @@ impl Applier {
             Change::Resolvconf { resolvconf, record, .. } => {
                 Some(Undo::Resolvconf { resolvconf: resolvconf.clone(), record: record.clone() })
             }
+            // by their comment they are found wherever in the chain they are
+            Change::ForeignAccept { place, interface } => Some(Undo::ForeignAccept {
+                place: Place { position: Position::First, ..place.clone() },
+                comment: foreign::comment(interface),
+            }),
         })
     }
 
@@ -315,6 +386,12 @@ pub fn sweep(host: &mut NetlinkHost) -> Leftovers {
             undos.push(Undo::Table { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
             undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
             undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
+            match host.seen_chains() {
+                Ok(chains) => undos.extend(
+                    foreign::marked(&chains).into_iter().map(|(place, comment)| Undo::ForeignAccept { place, comment }),
+                ),
+                Err(error) => left.0.push(chain(&error)),
+            }
         }
         (links, routes, rules) => {
             let errors = [links.err(), routes.err(), rules.err()];
@@ -337,6 +414,12 @@ fn undo_each(host: &mut NetlinkHost, undos: &[Undo], mut log: Option<&mut files:
     left
 }
 
+/// Whether a route is among these; the kernel fills in what it was not told.
+fn holds(routes: &[Route], route: &Route) -> bool {
+    let key = |r: &Route| (r.table, r.destination, r.kind, r.protocol);
+    routes.iter().any(|r| key(r) == key(route))
+}
+
 fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
     match change {
         Change::Sysctl { key, value, .. } => host.set_sysctl(key, value),
@@ -356,6 +439,7 @@ fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
             }),
         },
         Change::Resolvconf { resolvconf, record, text } => os::dns::resolvconf::add(resolvconf, record, text),
+        Change::ForeignAccept { place, interface } => host.insert_rules(place, &foreign::rules(interface)),
     }
 }
 
@@ -406,6 +490,7 @@ fn do_undo(host: &mut NetlinkHost, undo: &Undo, log: Option<&mut files::Log>) ->
         Undo::Table { name } => host.delete_table(name),
         Undo::Route(route) => host.delete_route(route),
         Undo::Rule(rule) => host.delete_rule(rule),
+        Undo::ForeignAccept { place, comment } => host.delete_commented(place, comment),
         Undo::PortMapping(mapping) => {
             // a gateway that is gone is none of the host's state, and must not keep anybody from recovering
             if let Err(unconfirmed) = portmap::remove::remove(mapping) {

@@ -18,7 +18,7 @@ use super::event::{Event, Output};
 use super::guard::Guard;
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::watch::watch;
-use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, roam, stopped};
+use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, roam, settle, stopped};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
 use crate::host::{Change, numbers, sysctls};
@@ -73,7 +73,7 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
             Some(Ok(mut node)) => match control::Server::bind(places, &ground.interface) {
                 Err(failure) => Err(ground.applier.undo_after(failure)),
                 Ok(server) => {
-                    super::settle::settled(places);
+                    settle::settled(places);
                     serve(&mut node, server, signals, ground.applier, out).await
                 }
             },
@@ -294,7 +294,7 @@ fn take_over(
     changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
     let (ours, others): (Vec<_>, Vec<_>) =
         routes::routes(&wanted).into_iter().partition(|route| route.kind == RouteKind::Unicast);
-    host.add_routes(&ours)?;
+    ground.applier.add_own_routes(ours)?;
     changes.extend(others.into_iter().map(Change::Route));
     changes.extend(routes::rules(&wanted).into_iter().map(Change::Rule));
     ground.applier.make_all(changes)?;
@@ -431,6 +431,10 @@ async fn serve(
     mut applier: Applier,
     out: &mut dyn Output,
 ) -> Result<(), Failure> {
+    let mut guard = match settle::Guard::new() {
+        Ok(guard) => guard,
+        Err(failure) => return Err(applier.undo_after(failure)),
+    };
     let down = loop {
         let asked = tokio::select! {
             () = signals.recv() => break None,
@@ -456,6 +460,10 @@ async fn serve(
             () = node.changes.settled() => {
                 node.network_changed(&mut applier, out);
                 node.guard.look_now();
+                continue;
+            }
+            () = guard.woken() => {
+                settle::put_back(&mut applier, out);
                 continue;
             }
             () = tokio::time::sleep_until(node.health.due().into()) => {

@@ -8,9 +8,13 @@ use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
 use peervpn_platform::os::{self, launch};
 use peervpn_platform::types::Capability;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::Failure;
+
+/// Where wg(8) looks for UAPI sockets.
+const SOCKETS: &str = "/var/run/wireguard";
 
 /// The hidden subcommand's name.
 pub const SUBCOMMAND: &str = "__userspace-device";
@@ -43,14 +47,26 @@ fn bundled(interface: &str) -> Result<(), Failure> {
     // the device encrypts on several threads, unlike the node
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
     runtime.block_on(async {
-        // the socket after the link: whoever sees the socket finds the link too
         let builder = DeviceBuilder::new().with_default_udp().create_tun(interface).map_err(|error| failed(&error))?;
-        let uapi = UapiServer::default_unix_socket(interface, None, None).map_err(|error| failed(&error))?;
-        let mut device = builder.with_uapi(uapi).build().await.map_err(|error| failed(&error))?;
+        let (client, server) = UapiServer::new();
+        let mut device = builder.with_uapi(server).build().await.map_err(|error| failed(&error))?;
+        // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic
+        let socket = Path::new(SOCKETS).join(format!("{interface}.sock"));
+        let _ = std::fs::remove_file(&socket);
+        std::fs::create_dir_all(SOCKETS).map_err(|error| failed(&error))?;
+        let listener = UnixListener::bind(socket).map_err(|error| failed(&error))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
-        tokio::select! {
-            () = device.wait() => {}
-            _ = terminate.recv() => {}
+        loop {
+            tokio::select! {
+                () = device.wait() => break,
+                _ = terminate.recv() => break,
+                accepted = listener.accept() => {
+                    let stream = accepted.and_then(|(stream, _)| stream.into_std());
+                    if let Ok(stream) = stream && stream.set_nonblocking(false).is_ok() {
+                        client.clone().wrap_read_write(stream);
+                    }
+                }
+            }
         }
         device.stop().await;
         Ok(())

@@ -26,7 +26,7 @@ use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
 use super::portmap::{self, PortMap};
 use super::watch::watch;
-use super::{Ground, StopSignals, block_on, port_in_use, roam, service, state, stopped, stun};
+use super::{Ground, StopSignals, block_on, port_in_use, roam, service, settle, state, stopped, stun};
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
@@ -59,8 +59,12 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
             None => stopped(&ground.applier.undo_all(), out),
             Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
             Some(Ok((mut exit, tap, server))) => {
-                super::settle::settled(places);
-                let asked = exit.serve(&tap, server, &mut signals, &mut ground.applier, out).await;
+                let guard = match settle::Guard::new() {
+                    Ok(guard) => guard,
+                    Err(failure) => return Err(ground.applier.undo_after(failure)),
+                };
+                settle::settled(places);
+                let asked = exit.serve(&tap, server, guard, &mut signals, &mut ground.applier, out).await;
                 exit.remember_endpoints();
                 // before its undo: a renewal would bring it back
                 exit.portmap = None;
@@ -162,6 +166,17 @@ async fn bring_up<'a>(
     let host = &mut ground.applier.host;
     changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
     ground.applier.make_all(changes)?;
+    for place in ground.applier.pass_firewalls()? {
+        out.event(&Event::Step(place));
+    }
+    for (tables, command) in [("ip_tables_names", "iptables-legacy"), ("ip6_tables_names", "ip6tables-legacy")] {
+        if peervpn_platform::os::legacy_tables(tables).iter().any(|table| table == "filter") {
+            out.event(&Event::Warning(format!(
+                "{command} has rules that cannot be seen from here; if it drops forwarded packets, let ours pass: \
+                 {command} -I FORWARD -i {interface} -j ACCEPT; {command} -I FORWARD -o {interface} -j ACCEPT"
+            )));
+        }
+    }
     let ipv6 = ground.applier.ipv6;
     let routes: Vec<_> = store
         .peers()
@@ -288,6 +303,7 @@ impl Exit<'_> {
         &mut self,
         tap: &AsyncFd<InitiationTap>,
         mut server: control::Server,
+        mut guard: settle::Guard,
         signals: &mut StopSignals,
         applier: &mut Applier,
         out: &mut dyn Output,
@@ -332,6 +348,7 @@ impl Exit<'_> {
                         tracing::warn!(%failure, "peers' DNS goes on to the old servers");
                     }
                 }
+                () = guard.woken() => settle::put_back(applier, out),
                 line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
             }
         }

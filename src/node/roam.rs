@@ -33,6 +33,11 @@ impl Changes {
         Ok(Changes { watch: watch(NetworkWatch::open()?)?, since: None })
     }
 
+    /// The same for the firewall.
+    pub fn watch_firewall() -> Result<Changes, Failure> {
+        Ok(Changes { watch: watch(NetworkWatch::open_firewall()?)?, since: None })
+    }
+
     /// The network has changed and come to rest. Can be dropped and called again at any time.
     pub async fn settled(&mut self) {
         loop {

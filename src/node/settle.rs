@@ -3,8 +3,11 @@
 use peervpn_platform::types::Capability;
 use peervpn_platform::{Error, os};
 
-use super::apply;
+use super::apply::{self, Applier};
+use super::event::{Event, Output};
+use super::roam::Changes;
 use crate::config::Places;
+use crate::error::Failure;
 
 /// What a running node and its undo need: netlink and settings; raw and packet sockets.
 const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
@@ -29,6 +32,39 @@ fn confine(places: &Places) -> Result<(), Error> {
     let kept: Vec<String> = keep.iter().map(ToString::to_string).collect();
     tracing::info!(dropped, kept = kept.join(" "), "gave up capabilities that are needed no more");
     Ok(())
+}
+
+/// Other programs' changes to routes, rules and firewall, as a wake-up to put back what was ours.
+pub struct Guard([Changes; 2]);
+
+impl Guard {
+    /// From now on.
+    pub fn new() -> Result<Guard, Failure> {
+        Ok(Guard([Changes::watch()?, Changes::watch_firewall()?]))
+    }
+
+    /// Something has changed and come to rest. Can be dropped and called again at any time.
+    pub async fn woken(&mut self) {
+        let [network, firewall] = &mut self.0;
+        tokio::select! {
+            () = network.settled() => {}
+            () = firewall.settled() => {}
+        }
+    }
+}
+
+/// Puts back what other programs have taken away, and says so.
+pub fn put_back(applier: &mut Applier, out: &mut dyn Output) {
+    match applier.put_back() {
+        Ok(again) => {
+            for what in again {
+                out.event(&Event::Warning(format!("another program had taken it away: {what}, again")));
+            }
+        }
+        Err(failure) => {
+            out.event(&Event::Warning(format!("cannot put back what another program took away: {}", failure.message)))
+        }
+    }
 }
 
 /// Keep-alives for the service manager's watchdog, as long as the event loop turns.

@@ -75,7 +75,16 @@ impl Victim {
         let lab = Lab::without_stun(Nat::Open, peers);
         let site = if mode == Mode::Exit { &lab.exit } else { lab.peer() };
         furnish(site);
-        let before = site.host.snapshot();
+        // link-local addresses and their routes come by themselves, a moment after their links
+        let mut before = site.host.snapshot();
+        loop {
+            std::thread::sleep(Duration::from_millis(300));
+            let now = site.host.snapshot();
+            if now == before {
+                break;
+            }
+            before = now;
+        }
         let net = site.host.run(|| fs::metadata("/proc/thread-self/ns/net").expect("our namespace").ino());
         let target = (mode == Mode::Connect).then(|| {
             let mut exit = lab.exit.exit(&["--no-stun", "--accept", "any"]);
@@ -176,7 +185,7 @@ impl Victim {
         list.filter(|entry| {
             let here = fs::metadata(entry.path().join("ns/net")).is_ok_and(|found| found.ino() == self.net);
             // the exit that a peer connects to lives in another namespace
-            here && fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.trim() == "peervpn")
+            here && fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with("peervpn"))
                 && fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())
         })
         .filter_map(|entry| entry.file_name().into_string().ok())

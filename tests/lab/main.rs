@@ -13,6 +13,7 @@ mod joining;
 mod joining_invites;
 mod leaks;
 mod matrix;
+mod neighbours;
 mod net;
 mod node;
 mod portmap;

@@ -27,7 +27,7 @@ fn threads(site: &Site) -> Vec<(String, String)> {
     let processes = fs::read_dir("/proc").expect("procfs").flatten().map(|entry| entry.path());
     let ours = processes.filter(|path| {
         fs::metadata(path.join("ns/net")).is_ok_and(|found| found.ino() == net)
-            && fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "peervpn")
+            && fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("peervpn"))
     });
     let mut found = Vec::new();
     for path in ours {

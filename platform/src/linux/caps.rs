@@ -54,6 +54,13 @@ pub fn port_holder(port: u16) -> Option<PortHolder> {
     None
 }
 
+/// Tables of legacy iptables in this thread's network namespace: `ip_tables_names` or `ip6_tables_names` below
+/// `/proc/net`. Needs root; empty where the kernel has none.
+pub fn legacy_tables(names: &str) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// The TCP ports that this thread's network namespace listens on, sorted; proc(5) `/proc/net/tcp`.
 pub fn listening_ports() -> Vec<u16> {
     const LISTEN: &str = "0A"; // include/net/tcp_states.h: TCP_LISTEN is 10

@@ -9,8 +9,10 @@ use netlink_bindings::{rt_addr, rt_link};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
 use super::{nft, sysctl};
+use crate::nft::foreign::{Place, SeenChain};
+use crate::nft::{self as model, Table};
 use crate::types::*;
-use crate::{Error, Host, OUR_ALIAS, Result, nft::Table};
+use crate::{Error, Host, OUR_ALIAS, Result};
 
 /// Longest interface name in bytes: `IFNAMSIZ` less the terminating zero, netdevice(7).
 const NAME_MAX: usize = 15;
@@ -286,6 +288,18 @@ impl Host for NetlinkHost {
 
     fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>> {
         nft::table_shape(&mut self.sock, name)
+    }
+
+    fn seen_chains(&mut self) -> Result<Vec<SeenChain>> {
+        nft::seen_chains(&mut self.sock)
+    }
+
+    fn insert_rules(&mut self, place: &Place, rules: &[model::Rule]) -> Result<()> {
+        nft::insert_rules(place, rules)
+    }
+
+    fn delete_commented(&mut self, place: &Place, comment: &str) -> Result<()> {
+        nft::delete_commented(&mut self.sock, place, comment)
     }
 
     fn delete_table(&mut self, name: &str) -> Result<()> {

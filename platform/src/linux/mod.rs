@@ -22,7 +22,7 @@ pub mod udp;
 pub mod watch;
 mod wireguard;
 
-pub use caps::{listening_ports, port_holder, privileged};
+pub use caps::{legacy_tables, listening_ports, port_holder, privileged};
 pub use clock::local_time;
 pub use host::{NetlinkHost, host};
 pub use notify::{notify, watchdog};

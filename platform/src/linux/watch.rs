@@ -20,6 +20,9 @@ const GROUPS: [u32; 7] = [
     libc::RTNLGRP_IPV6_RULE,
 ];
 
+/// linux/netfilter/nfnetlink.h.
+const NFNLGRP_NFTABLES: u32 = 7;
+
 /// Readable when the network has changed. Non-blocking.
 #[derive(Debug)]
 pub struct NetworkWatch(Socket);
@@ -27,16 +30,25 @@ pub struct NetworkWatch(Socket);
 impl NetworkWatch {
     /// Watches this thread's network namespace. Needs no privilege.
     pub fn open() -> Result<Self> {
+        let groups = GROUPS.iter().fold(0, |bits, group| bits | 1 << (group - 1));
+        Self::open_groups(libc::NETLINK_ROUTE, groups)
+            .map_err(|source| Error::system("watch the network's configuration", source))
+    }
+
+    /// The same for the firewall (nftables). Needs CAP_NET_ADMIN.
+    pub fn open_firewall() -> Result<Self> {
+        Self::open_groups(libc::NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1))
+            .map_err(|source| Error::system("watch the firewall", source))
+    }
+
+    fn open_groups(protocol: libc::c_int, groups: u32) -> io::Result<Self> {
         let open = || -> io::Result<Socket> {
-            let socket = Socket::new(
-                Domain::from(libc::AF_NETLINK),
-                Type::RAW.nonblocking(),
-                Some(Protocol::from(libc::NETLINK_ROUTE)),
-            )?;
+            let socket =
+                Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW.nonblocking(), Some(Protocol::from(protocol)))?;
             // SAFETY: all zeros is a valid sockaddr_nl: the kernel chooses our port number.
             let mut address: libc::sockaddr_nl = unsafe { zeroed() };
             address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-            address.nl_groups = GROUPS.iter().fold(0, |bits, group| bits | 1 << (group - 1));
+            address.nl_groups = groups;
             let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
             // SAFETY: `address` is a sockaddr_nl of the length given, and lives through the call.
             if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
@@ -44,7 +56,7 @@ impl NetworkWatch {
             }
             Ok(socket)
         };
-        open().map(NetworkWatch).map_err(|source| Error::system("watch the network's configuration", source))
+        open().map(NetworkWatch)
     }
 
     /// Takes every notification that waits; whether there was one.

@@ -9,8 +9,9 @@ pub mod files;
 pub mod udp;
 
 pub use absent::{
-    NetlinkHost, SystemHost, confine, confine_thread, dns, host, kernel_wireguard, launch, listening_ports, local_time,
-    notify, packet, port_holder, process, raw, reachable, tun_available, watchdog, wireguard,
+    NetlinkHost, SystemHost, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
+    listening_ports, local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watchdog,
+    wireguard,
 };
 
 /// Whether this process may change the network configuration: the effective user is root.

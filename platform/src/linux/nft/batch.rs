@@ -48,6 +48,18 @@ impl Batch {
         self.message(libc::NFNL_SUBSYS_NFTABLES << 8 | message, flags, libc::NFPROTO_INET, 0, step.into(), attributes);
     }
 
+    /// The same of another family.
+    pub(super) fn push_of(
+        &mut self,
+        family: i32,
+        message: i32,
+        flags: i32,
+        step: impl Into<String>,
+        attributes: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.message(libc::NFNL_SUBSYS_NFTABLES << 8 | message, flags, family, 0, step.into(), attributes);
+    }
+
     fn border(&mut self, message: i32) {
         self.message(message, 0, libc::AF_UNSPEC, libc::NFNL_SUBSYS_NFTABLES, "commit".to_owned(), |_| {});
     }

@@ -2,6 +2,9 @@
 
 mod batch;
 mod encode;
+mod foreign;
+
+pub(super) use foreign::{delete_commented, insert_rules, seen_chains};
 
 use netlink_bindings::nftables::{Nfgenmsg, Request};
 use netlink_socket2::NetlinkSocket;

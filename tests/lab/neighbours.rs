@@ -1,0 +1,124 @@
+//! Other programs' firewalls on the exit, as Docker, ufw and firewalld write them: peers' requests go through, what
+//! they flush is put back, and they are as they were in the end.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::topology::{Lab, Nat};
+use crate::{assert_leaves_through_exit, join, lab_tests, open_exit, record};
+
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/firewall").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The rulesets with handles: even a rule that was taken out and put in again would show. Counters left out.
+fn rules(lab: &Lab) -> String {
+    lab.exit.host.output("nft", &["-a", "-s", "list", "ruleset"])
+}
+
+/// Waits until the exit has put something back.
+#[track_caller]
+fn eventually(what: &str, lab: &Lab, mut holds: impl FnMut(&str) -> bool) {
+    let limit = Instant::now() + record::patience(5);
+    while !holds(&rules(lab)) {
+        assert!(Instant::now() < limit, "not within 5 s: {what}\n{}", rules(lab));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn neighbour(name: &str) {
+    let lab = Lab::without_stun(Nat::Open, &[Nat::PortRestricted.into()]);
+    let text = fixture(name);
+    lab.exit.host.nft(&text);
+    let before = rules(&lab);
+    let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+    let during = rules(&lab);
+    assert!(during.contains("peervpn:peervpn0"), "{during}");
+    let (mut peer, _) = join(lab.peer(), &ready, &["--no-stun"]);
+    assert_leaves_through_exit(&lab, lab.peer());
+
+    // without our rules nothing comes through: the fixture does drop
+    exit.signal(libc::SIGSTOP);
+    let flush: String = text
+        .lines()
+        .filter(|line| line.starts_with("table "))
+        .map(|line| {
+            let table = line.trim_end_matches(['{', ' ']);
+            format!("delete {table}\n")
+        })
+        .collect();
+    lab.exit.host.nft(&format!("{flush}{text}"));
+    for web in crate::topology::WEB {
+        assert!(lab.peer().whoami(web).is_err(), "{name} lets {web} pass without our rules");
+    }
+    // the other program has loaded its rules anew, ours gone with the old ones
+    exit.signal(libc::SIGCONT);
+    eventually("our accepts", &lab, |now| {
+        now.matches("peervpn:peervpn0").count() == during.matches("peervpn:peervpn0").count()
+    });
+    assert_leaves_through_exit(&lab, lab.peer());
+
+    peer.stop(libc::SIGTERM);
+    exit.stop(libc::SIGTERM);
+    let plain = |text: &str| {
+        text.lines().map(|line| line.split(" # handle").next().unwrap_or(line).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&before), plain(&rules(&lab)), "after flush and stop");
+
+    // and once more without a flush between: handle by handle
+    let before = rules(&lab);
+    let (mut exit, _) = open_exit(&lab, &["--no-stun"]);
+    exit.stop(libc::SIGTERM);
+    assert_eq!(before, rules(&lab), "after start and stop");
+    // and after a crash, with and without the journal
+    for journal in [true, false] {
+        let (mut exit, _) = open_exit(&lab, &["--no-stun"]);
+        exit.kill();
+        if !journal {
+            std::fs::remove_file(lab.exit.dir.join("state/journal/peervpn0.journal")).expect("a journal");
+        }
+        lab.exit.run_ok(&["recover"]);
+        assert_eq!(before, rules(&lab), "after kill -9 and recover, journal: {journal}");
+    }
+}
+
+lab_tests! {
+    fn an_exit_beside_docker() { neighbour("docker.nft") }
+
+    fn an_exit_beside_ufw() { neighbour("ufw.nft") }
+
+    fn an_exit_beside_firewalld() { neighbour("firewalld.nft") }
+
+    /// networkd and NetworkManager flush rules that they don't know; someone flushes our table: all of it comes back.
+    fn what_others_flush_comes_back() {
+        let lab = Lab::without_stun(Nat::Open, &[Nat::PortRestricted.into()]);
+        let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+        let (mut peer, _) = join(lab.peer(), &ready, &["--no-stun"]);
+        assert_leaves_through_exit(&lab, lab.peer());
+        // a host without the table has no such routes
+        let all = "ip rule; ip -6 rule; ip route show table 51820 2>/dev/null || true; nft -s list ruleset";
+        let shape = |host: &crate::net::Namespace| host.output("sh", &["-c", all]);
+        let peer_shape = shape(&lab.peer().host);
+        let exit_shape = shape(&lab.exit.host);
+        let attacks = [
+            "ip rule flush; ip rule add lookup main priority 32766; ip rule add lookup default priority 32767",
+            "ip -6 rule flush; ip -6 rule add lookup main priority 32766",
+            "ip route flush table 51820 2>/dev/null || true",
+            "nft flush ruleset",
+        ];
+        for attack in attacks {
+            for (host, before) in [(&lab.peer().host, &peer_shape), (&lab.exit.host, &exit_shape)] {
+                host.output("sh", &["-c", attack]);
+                let limit = Instant::now() + record::patience(5);
+                while shape(host) != *before {
+                    assert!(Instant::now() < limit, "“{attack}”: not as before:\n{}\n--- before\n{before}", shape(host));
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            assert_leaves_through_exit(&lab, lab.peer());
+        }
+        peer.stop(libc::SIGTERM);
+        exit.stop(libc::SIGTERM);
+    }
+}
