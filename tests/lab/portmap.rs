@@ -367,6 +367,31 @@ lab_tests! {
         }
     }
 
+    /// The port is mapped to another host: that mapping stays, and ours gets another external port.
+    fn anothers_mapping_is_left_alone("miniupnpd") {
+        for speaks in [Speaks::Pcp, Speaks::NatPmp, Speaks::Upnp] {
+            let mut home = Home::new(speaks, Nat::PortRestricted, &[], ALLOW);
+            home.cut();
+            let others = "UDP:51820:192.168.1.99:51820:0:game\n";
+            std::fs::write(home.file("leases"), others).expect("a lease file");
+            home.start();
+            eventually("the other host's rule", patience(5), || home.rules().contains("192.168.1.99"));
+            let (mut exit, _) = open_exit(&home.lab, &["--port", "51820"]);
+            let own = format!("dnat ip to {}:51820", home.lab.exit.host4);
+            eventually("a mapping by another port", patience(10), || home.rules().contains(&own));
+            let leases = home.leases();
+            assert!(leases.contains(others.trim_end()) && leases.lines().count() == 2, "{speaks:?}: {leases}");
+            let line = leases.lines().find(|line| !line.contains("game")).expect("ours");
+            let port = line.split(':').nth(1).expect("a port");
+            let endpoint = format!("{EXTERNAL}:{port}");
+            eventually("the mapped endpoint in the connect string", patience(10), || {
+                home.lab.exit.run_ok(&["status", "--json"]).stdout.contains(&endpoint)
+            });
+            exit.stop(libc::SIGINT);
+            assert_eq!(home.leases(), others, "{speaks:?}");
+        }
+    }
+
     fn a_router_that_refuses_by_upnp_is_told_of("miniupnpd") {
         // by the other protocols this daemon tries every port before it refuses
         let home = Home::new(Speaks::Upnp, Nat::PortRestricted, &[], "deny 0-65535 0.0.0.0/0 0-65535\n");
