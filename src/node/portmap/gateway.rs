@@ -25,7 +25,7 @@ const DISCOVERY: Duration = Duration::from_secs(1);
 /// A PCP answer may come so much after a NAT-PMP one.
 const PREFERENCE: Duration = Duration::from_millis(100);
 /// Without a word until now the node need not wait for us.
-const QUIET: Duration = Duration::from_millis(150);
+const QUIET: Duration = Duration::from_millis(100);
 /// A request to map or to renew is given up after this.
 const REQUEST: Duration = Duration::from_secs(2);
 /// Search by multicast where unicast found nothing, and once more, and no longer than the last.
