@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use peervpn_platform::types::Family;
 
+use super::keeper::Known;
 use super::stun::{Body, Options, TransactionId};
 use super::transaction::{AnswerFrom, Event, INITIAL_RTO, Request, Transactions, Transmit};
 
@@ -99,6 +100,12 @@ pub struct Gathered {
 }
 
 impl Gathered {
+    /// What the mapping keeper starts from.
+    pub fn known(&self) -> Known {
+        let by_destination = |family: &Family| self.family(*family).mapping == MappingHint::ByDestination;
+        Known { reflexive: self.reflexive(), by_destination: Family::BOTH.into_iter().filter(by_destination).collect() }
+    }
+
     /// One family's report.
     pub fn family(&self, family: Family) -> &FamilyReport {
         match family {

@@ -51,6 +51,15 @@ pub enum Event {
     },
 }
 
+/// What STUN found before WireGuard took the port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// One reflexive address a family at most, v4 first.
+    pub reflexive: Vec<SocketAddr>,
+    /// Families whose NAT is known to map by destination: that is not news.
+    pub by_destination: Vec<Family>,
+}
+
 /// A probe under way.
 #[derive(Debug, Clone, Copy)]
 struct Probe {
@@ -82,22 +91,21 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Refreshes every `interval` with these servers, the first time at `now`. `known` is what STUN found before
-    /// WireGuard took the port, one address a family at most.
-    pub fn new(interval: Duration, servers: &[SocketAddr], known: &[SocketAddr], now: Instant) -> Self {
+    /// Refreshes every `interval` with these servers, the first time at `now`.
+    pub fn new(interval: Duration, servers: &[SocketAddr], known: &Known, now: Instant) -> Self {
         let mut mappings = BTreeMap::new();
         for family in Family::BOTH {
             let servers: Vec<_> = servers.iter().copied().filter(|s| Family::of(&s.ip()) == family).collect();
             if !servers.is_empty() {
-                let known = known.iter().copied().find(|k| Family::of(&k.ip()) == family);
+                let reflexive = known.reflexive.iter().copied().find(|k| Family::of(&k.ip()) == family);
                 mappings.insert(
                     family,
                     Mapping {
                         servers,
                         turn: 0,
-                        known,
+                        known: reflexive,
                         suspected: None,
-                        by_destination: false,
+                        by_destination: known.by_destination.contains(&family),
                         attempts: 0,
                         probe: None,
                         next: now,
@@ -262,7 +270,7 @@ mod tests {
         fn new(servers: &[&str], known: Option<&str>) -> Self {
             let now = Instant::now();
             let servers: Vec<_> = servers.iter().map(|s| address(s)).collect();
-            let known: Vec<_> = known.into_iter().map(address).collect();
+            let known = Known { reflexive: known.into_iter().map(address).collect(), ..Known::default() };
             Bench { keeper: Keeper::new(INTERVAL, &servers, &known, now), now, ids: Box::new(ids()) }
         }
 
@@ -329,6 +337,18 @@ mod tests {
             assert_eq!(bench.answered(&probe, OLD), said);
             assert_eq!(bench.keeper.reflexive(), [address(OLD)]);
             bench.now += INTERVAL;
+        }
+    }
+
+    #[test]
+    fn mapping_by_destination_that_is_known_is_no_news() {
+        let mut bench = Bench::new(&[A, B], None);
+        let servers = [A, B].map(address);
+        let known = Known { reflexive: vec![address(OLD)], by_destination: vec![Family::V4] };
+        bench.keeper = Keeper::new(INTERVAL, &servers, &known, bench.now);
+        for mapped in [NEW, OLD] {
+            let probe = bench.sent().unwrap();
+            assert_eq!(bench.answered(&probe, mapped), None);
         }
     }
 

@@ -27,7 +27,7 @@ use crate::join::connect::{ConnectString, Endpoint, Host};
 use crate::join::invite::Invite;
 use crate::join::service::Settings;
 use crate::key::{PresharedKey, PublicKey};
-use crate::nat::keeper::Event as News;
+use crate::nat::keeper::{Event as News, Known};
 use crate::tunnel::{self, mtu, routes, wgquick};
 
 /// An unanswered initiation is repeated after this, to the next endpoint where there are several, then after twice that.
@@ -179,8 +179,9 @@ async fn bring_up(
     let wakeup = watch(wakeup)?;
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
     let (interval, monitor) = mapping::pace(&options.node);
-    let mut mapping =
-        (!servers.is_empty()).then(|| MappingWatch::start(port, numbers.fwmark, servers, &[], interval)).transpose()?;
+    let mut mapping = (!servers.is_empty())
+        .then(|| MappingWatch::start(port, numbers.fwmark, servers, Known::default(), interval))
+        .transpose()?;
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
     let mut ask_again = ASK_AGAIN;

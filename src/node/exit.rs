@@ -224,9 +224,8 @@ async fn bring_up<'a>(
     }
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
     let (interval, monitor) = mapping::pace(&options.node);
-    let mapping = (!servers.is_empty())
-        .then(|| MappingWatch::start(port, 0, servers, &gathered.reflexive(), interval))
-        .transpose()?;
+    let mapping =
+        (!servers.is_empty()).then(|| MappingWatch::start(port, 0, servers, gathered.known(), interval)).transpose()?;
     invites::know_slots(&mut admission, &store);
     manage::recall_waiting(&mut admission, &state::waiting(places));
     let mut exit = Exit {

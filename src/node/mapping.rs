@@ -15,7 +15,7 @@ use super::stun::transaction_id;
 use super::watch::watch;
 use crate::config::NodeOptions;
 use crate::error::Failure;
-use crate::nat::keeper::{Event, Keeper};
+use crate::nat::keeper::{Event, Keeper, Known};
 
 /// When names did not resolve, or no server was left: look them up again after this.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ pub struct MappingWatch {
     fwmark: u32,
     interval: Duration,
     names: Vec<String>,
-    known: Vec<SocketAddr>,
+    known: Known,
     look_up: JoinHandle<Vec<SocketAddr>>,
     keeper: Option<Keeper>,
     events: VecDeque<Event>,
@@ -40,7 +40,7 @@ impl MappingWatch {
         port: u16,
         fwmark: u32,
         servers: &[String],
-        known: &[SocketAddr],
+        known: Known,
         interval: Duration,
     ) -> Result<MappingWatch, Failure> {
         Ok(MappingWatch {
@@ -48,7 +48,7 @@ impl MappingWatch {
             fwmark,
             interval,
             names: servers.to_vec(),
-            known: known.to_vec(),
+            known,
             look_up: tokio::spawn(look_up(servers.to_vec(), Duration::ZERO)),
             keeper: None,
             events: VecDeque::new(),
@@ -57,7 +57,7 @@ impl MappingWatch {
 
     /// The mappings as last confirmed, v4 first.
     pub fn reflexive(&self) -> Vec<SocketAddr> {
-        self.keeper.as_ref().map_or_else(|| self.known.clone(), Keeper::reflexive)
+        self.keeper.as_ref().map_or_else(|| self.known.reflexive.clone(), Keeper::reflexive)
     }
 
     /// Measure at once: the network has changed.
@@ -81,7 +81,7 @@ impl MappingWatch {
                     } else {
                         // the first refresh is due when the mapping found before is one interval old
                         let now = Instant::now();
-                        let first = if self.known.is_empty() { now } else { now + self.interval };
+                        let first = if self.known.reflexive.is_empty() { now } else { now + self.interval };
                         self.keeper = Some(Keeper::new(self.interval, &servers, &self.known, first));
                     }
                 }

@@ -5,12 +5,15 @@
 //! it. Needs root and the packages of `tests/install-deps.sh`. Each test makes its own namespaces, so they run side by
 //! side. `PEERVPN_BIN` names another binary, `PEERVPN_LAB_RESULTS` another directory for the results.
 
+mod count;
 mod dns;
+mod grid;
 mod host_unchanged;
 mod isolation;
 mod itself;
 mod joining;
 mod joining_invites;
+mod keeper;
 mod leaks;
 mod matrix;
 mod neighbours;
@@ -18,6 +21,7 @@ mod net;
 mod node;
 mod portmap;
 mod privileges;
+mod punching;
 mod record;
 mod roaming;
 mod service;

@@ -200,10 +200,15 @@ impl Node {
 
     /// The event, or why it did not come.
     pub fn try_event(&mut self, name: &str, limit: Duration) -> Result<Value, String> {
+        self.any_event(&[name], limit)
+    }
+
+    /// The first event of one of these names, or why none came.
+    pub fn any_event(&mut self, names: &[&str], limit: Duration) -> Result<Value, String> {
         let deadline = Instant::now() + limit;
         loop {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(event) if event["event"] == name => return Ok(event),
+                Ok(event) if names.iter().any(|name| event["event"] == *name) => return Ok(event),
                 Ok(event) if event["event"] == "garbage" => return Err(format!("not a JSON event: {}", event["line"])),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => return Err(format!("none within {limit:?}")),

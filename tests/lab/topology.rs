@@ -80,7 +80,8 @@ struct Place {
     net6: u16,
 }
 
-const PLACES: [Place; 4] = [
+/// Those of the picture, and room for a crowd.
+static PLACES: [Place; 17] = [
     Place {
         short: "exit",
         gateway4: Ipv4Addr::new(203, 0, 113, 1),
@@ -109,7 +110,31 @@ const PLACES: [Place; 4] = [
         routed4: [Ipv4Addr::new(198, 51, 100, 217), Ipv4Addr::new(198, 51, 100, 218)],
         net6: 3,
     },
+    crowd("s4", 4),
+    crowd("s5", 5),
+    crowd("s6", 6),
+    crowd("s7", 7),
+    crowd("s8", 8),
+    crowd("s9", 9),
+    crowd("s10", 10),
+    crowd("s11", 11),
+    crowd("s12", 12),
+    crowd("s13", 13),
+    crowd("s14", 15),
+    crowd("s15", 16),
+    crowd("s16", 17),
 ];
+
+/// One of many: 198.18.N.0/26 and 2001:db8:N::/48 (198.18.0.0/15: RFC 2544).
+const fn crowd(short: &'static str, number: u8) -> Place {
+    Place {
+        short,
+        gateway4: Ipv4Addr::new(198, 18, number, 1),
+        public4: Ipv4Addr::new(198, 18, number, 10),
+        routed4: [Ipv4Addr::new(198, 18, number, 201), Ipv4Addr::new(198, 18, number, 202)],
+        net6: number as u16,
+    }
+}
 
 const LAN_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const LAN_HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
@@ -141,6 +166,8 @@ pub struct Site {
     pub under: Vec<String>,
     plan: Plan,
     place: &'static Place,
+    /// See [`Site::mappings_live`].
+    short_lived: bool,
 }
 
 /// The whole lab of one test. Order of fields is order of dropping: services first, namespaces last.
@@ -168,6 +195,7 @@ impl Lab {
 
     fn build(exit: Plan, peers: &[Plan], stun: bool) -> Lab {
         let plans: Vec<Plan> = std::iter::once(exit).chain(peers.iter().copied()).collect();
+        assert!(plans.len() <= PLACES.len(), "no more room");
         let mut short = vec!["inet".to_owned()];
         for (plan, place) in plans.iter().zip(&PLACES) {
             short.push(place.short.to_owned());
@@ -257,6 +285,7 @@ impl Site {
             under: Vec::new(),
             plan,
             place,
+            short_lived: false,
         };
         if plan.nat == Nat::Open {
             let site = site(*public4, *public4, has_v6.then(|| v6(net6, 0, 0x10)));
@@ -341,6 +370,28 @@ impl Site {
     pub fn forget_mappings(&self) {
         let router = self.router.as_ref().expect("a site with a router");
         router.output("conntrack", &["-F"]);
+        if self.short_lived {
+            router.nft("flush set ip nat live\n");
+        }
+    }
+
+    /// The router behaves like this type from now on, and remembers nothing.
+    pub fn change_nat(&mut self, nat: Nat) {
+        let router = self.router.as_ref().expect("a site with a router");
+        router.nft(&format!("flush ruleset\n{}", rules(nat)));
+        self.short_lived = false;
+        self.forget_mappings();
+    }
+
+    /// Makes the router a full cone whose mappings live this long. The plain one is a forwarded port, open whether or
+    /// not anything was ever sent; here the way in is there while the mapping is (RFC 4787 REQ-5, REQ-6).
+    pub fn mappings_live(&mut self, seconds: u32) {
+        let router = self.router.as_ref().expect("a site with a router");
+        let timeouts = ["", "_stream"].map(|of| format!("net/netfilter/nf_conntrack_udp_timeout{of}={seconds}"));
+        router.sysctl(&timeouts.each_ref().map(String::as_str));
+        router.nft(&format!("flush ruleset\n{}", short_lived_cone(seconds)));
+        self.short_lived = true;
+        self.forget_mappings();
     }
 }
 
@@ -348,58 +399,80 @@ fn v6(site: u16, network: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, host)
 }
 
+/// Only what is for the router's present address: neighbours go on sending to one that it has lost.
+const OURS: &str = "fib daddr type local";
+
 /// nft rules that make a router's NAT and firewall behave like this type; each was checked with an independent
 /// RFC 5780 client against coturn.
 fn rules(nat: Nat) -> String {
+    let to_host = format!("dnat to {LAN_HOST}");
+    match nat {
+        Nat::Open => String::new(),
+        Nat::UdpFirewall => stateful("", ""),
+        Nat::Blocked => masquerade("", "") + &stateful("meta l4proto udp drop", ""),
+        Nat::PortRestricted => masquerade("", "") + &stateful("", ""),
+        Nat::Symmetric => masquerade("fully-random", "") + &stateful("", ""),
+        Nat::FullCone => {
+            masquerade("", &format!("iifname eth0 {OURS} udp dport 1024-65535 {to_host}"))
+                + &stateful("", "iifname eth0 udp dport 1024-65535 accept")
+        }
+        Nat::RestrictedCone => {
+            masquerade("", &format!("iifname eth0 {OURS} udp dport . ip saddr @seen {to_host}"))
+                + &stateful("", "iifname eth0 ct status dnat accept")
+        }
+    }
+}
+
+fn short_lived_cone(seconds: u32) -> String {
+    format!(
+        "table ip nat {{
+  set live {{ type inet_service; flags dynamic,timeout; timeout {seconds}s; }}
+  chain watching {{ type filter hook forward priority -10;
+    iifname lan0 meta l4proto udp update @live {{ udp sport }}
+  }}
+}}
+{}{}",
+        masquerade("", &format!("iifname eth0 {OURS} udp dport @live dnat to {LAN_HOST}")),
+        stateful("", "iifname eth0 ct status dnat accept")
+    )
+}
+
+/// A firewall for established flows; `blocked` is refused before, `inbound` let in beyond.
+fn stateful(blocked: &str, inbound: &str) -> String {
     // new flows from outside never reach the router's own input: confirmed there, they would take the port of a mapping
-    let stateful = |inbound: &str| {
-        format!(
-            "table inet edge {{
+    format!(
+        "table inet edge {{
   chain entering {{ type filter hook input priority 0; policy accept;
     ct state established,related accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
     iifname eth0 drop
   }}
   chain passing {{ type filter hook forward priority 0; policy drop;
-    {blocked}ct state established,related accept
+    {blocked}
+    ct state established,related accept
     iifname lan0 accept
     {inbound}
   }}
 }}
-",
-            blocked = if nat == Nat::Blocked { "meta l4proto udp drop\n    " } else { "" }
-        )
-    };
-    let masquerade = |how: &str, pre: &str| {
-        format!(
-            "table ip nat {{
+"
+    )
+}
+
+/// Endpoint-independent mapping that keeps the port, unless `how` says otherwise; `inward`: who is let in.
+fn masquerade(how: &str, inward: &str) -> String {
+    format!(
+        "table ip nat {{
   set seen {{ type inet_service . ipv4_addr; flags dynamic,timeout; timeout 5m; }}
   chain inward {{ type nat hook prerouting priority -100;
-    {pre}
+    {inward}
   }}
   chain outward {{ type nat hook postrouting priority 100;
     oifname eth0 masquerade {how}
   }}
-  chain watching {{ type filter hook forward priority -10;
+  chain seeing {{ type filter hook forward priority -10;
     iifname lan0 meta l4proto udp add @seen {{ udp sport . ip daddr }}
   }}
 }}
 "
-        )
-    };
-    let to_host = format!("dnat to {LAN_HOST}");
-    match nat {
-        Nat::Open => String::new(),
-        Nat::UdpFirewall => stateful(""),
-        Nat::Blocked | Nat::PortRestricted => masquerade("", "") + &stateful(""),
-        Nat::Symmetric => masquerade("fully-random", "") + &stateful(""),
-        Nat::FullCone => {
-            masquerade("", &format!("iifname eth0 udp dport 1024-65535 {to_host}"))
-                + &stateful("iifname eth0 udp dport 1024-65535 accept")
-        }
-        Nat::RestrictedCone => {
-            masquerade("", &format!("iifname eth0 udp dport . ip saddr @seen {to_host}"))
-                + &stateful("iifname eth0 ct status dnat accept")
-        }
-    }
+    )
 }
