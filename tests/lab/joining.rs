@@ -12,7 +12,7 @@ use crate::{assert_leaves_directly, assert_leaves_through_exit, join, lab_tests,
 const HOME: Nat = Nat::PortRestricted;
 
 /// Makes `wg0` at a site the way its owner would without PeerVPN; the key it has.
-fn stock_interface(site: &Site) -> (String, Option<Helper>) {
+pub fn stock_interface(site: &Site) -> (String, Option<Helper>) {
     let mut helper = None;
     if record::backend() == "kernel" {
         site.host.ip("link add name wg0 type wireguard\n");
@@ -33,7 +33,7 @@ fn stock_interface(site: &Site) -> (String, Option<Helper>) {
 }
 
 /// A program that dies with the test.
-struct Helper(std::process::Child);
+pub struct Helper(std::process::Child);
 
 impl Drop for Helper {
     fn drop(&mut self) {

@@ -4,8 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use peervpn::join::invite::Invite;
+
+use crate::joining::stock_interface;
 use crate::node::Node;
 use crate::record::patience;
+use crate::service::Web;
 use crate::topology::{Lab, Nat, Site, WEB};
 use crate::{assert_leaves_directly, assert_leaves_through_exit, join, lab_tests, open_exit, text, texts};
 
@@ -110,6 +114,66 @@ lab_tests! {
         assert_eq!(names, ["guest", "guest", "guest-2"], "two peers and the open invite");
         nodes.iter_mut().for_each(|node| node.stop(libc::SIGINT));
         exit.stop(libc::SIGINT);
+    }
+
+    /// Whoever has an invite without `peervpn connect` reaches the control service with it, before and after it is
+    /// spent, and nothing else: not the internet, not the exit's own services.
+    fn an_invites_key_opens_nothing_but_the_control_service("wg", "wireguard-go") {
+        let lab = Lab::new(Nat::Open, &[HOME.into(), Nat::Open.into()]);
+        for args in [&["--accept", "none"][..], &["--accept", "none", "--allow-lan", "--allow-peers"]] {
+            let mut exit = lab.exit.exit(args);
+            let ready = exit.event("ready");
+            let line = invite(&lab, &[]);
+            let secrets: Invite = line.parse().expect("an invite");
+            let site = lab.peer();
+            let (_, _device) = stock_interface(site);
+            let own = texts(&ready, "tunnel_addresses").into_iter().find(|a| !a.contains(':')).expect("a v4");
+            let endpoint = format!("{}:{}", lab.exit.public4, ready["port"]);
+            for (name, secret) in [("slot.key", secrets.key.to_base64()), ("slot.psk", secrets.preshared_key.to_base64())] {
+                std::fs::write(site.dir.join(name), secret.as_bytes()).expect("write a key");
+            }
+            let (key, psk) = (site.dir.join("slot.key"), site.dir.join("slot.psk"));
+            site.host.output("wg", &["set", "wg0", "private-key", &key.to_string_lossy(), "peer",
+                text(&ready, "public_key"), "preshared-key", &psk.to_string_lossy(), "endpoint", &endpoint,
+                "allowed-ips", "0.0.0.0/0"]);
+            site.host.ip(&format!(
+                "addr add {}/32 dev wg0\nlink set wg0 mtu 1280 up\nroute add {own} dev wg0 src {door}\nroute add {web} dev wg0 src {door}\n",
+                secrets.door, door = secrets.door, web = WEB[0],
+            ));
+            let _services = Web::start(&lab.exit.host, [std::net::Ipv4Addr::UNSPECIFIED.into()]);
+            let reach = |address: std::net::IpAddr, port: u16| {
+                let connect = || std::net::TcpStream::connect_timeout(&(address, port).into(), patience(12)).is_ok();
+                site.host.run(connect)
+            };
+            let only_the_service = |when: &str| {
+                assert!(reach(own.parse().expect("an address"), 51820), "{when}: the control service is not there");
+                assert!(!reach(own.parse().expect("an address"), 80), "{when}: a service of the exit's");
+                assert!(!reach(WEB[0], 80), "{when}: the internet");
+            };
+            only_the_service("open");
+            if args.len() == 2 {
+                site.host.ip("link del wg0\n");
+                exit.stop(libc::SIGINT);
+                continue;
+            }
+            let mut peer = connect_by(&lab.peers[1], &line, &[]);
+            peer.event("connected");
+            // the other device took the slot's session over
+            let peer_key = text(&ready, "public_key");
+            let args = ["set", "wg0", "peer", peer_key, "remove"];
+            site.host.output("wg", &args);
+            site.host.output("wg", &["set", "wg0", "peer", peer_key, "preshared-key", &psk.to_string_lossy(),
+                "endpoint", &endpoint, "allowed-ips", "0.0.0.0/0"]);
+            // gotatun's clock is 27 s ahead of other WireGuards' (TAI64N with and without leap seconds): after it has used
+            // a key, their initiations with the same key are replays for that long
+            let deadline = Instant::now() + patience(45);
+            while !reach(own.parse().expect("an address"), 51820) && Instant::now() < deadline {}
+            only_the_service("spent");
+            assert_leaves_through_exit(&lab, &lab.peers[1]);
+            peer.stop(libc::SIGINT);
+            site.host.ip("link del wg0\n");
+            exit.stop(libc::SIGINT);
+        }
     }
 
     /// Each kind of broken invite is refused with its reason, the host untouched.
