@@ -58,6 +58,11 @@ pub fn reachable(_directories: &[&std::path::Path], _keep: &[Capability]) -> Res
     Ok(true)
 }
 
+/// Whether this process may write to a file or directory that is there.
+pub fn writable(path: &std::path::Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.permissions().readonly())
+}
+
 /// Tells the service manager; there is none that asks.
 pub fn notify(_state: &str) {}
 

@@ -5,6 +5,7 @@
 
 mod args;
 mod connect;
+mod doctor;
 mod down;
 mod exit;
 mod export;
@@ -74,6 +75,8 @@ enum Command {
     Down(down::DownArgs),
     /// Put this host back after a crash.
     Recover(recover::RecoverArgs),
+    /// Find what would stop exit or connect here, and what mends it.
+    Doctor(doctor::DoctorArgs),
     /// The bundled userspace WireGuard device, in a process of its own.
     #[command(name = crate::node::device::SUBCOMMAND, hide = true)]
     UserspaceDevice(userspace_device::DeviceArgs),
@@ -120,6 +123,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Export(args) => export::run(&args, &context),
         Command::Down(args) => down::run(&args, &context),
         Command::Recover(args) => recover::run(&args, &context),
+        Command::Doctor(args) => doctor::run(&args, &context),
         Command::UserspaceDevice(args) => userspace_device::run(&args),
     };
     let status = match result {

@@ -3,8 +3,13 @@
 use std::ffi::OsString;
 
 /// The prototype's option, and the command it became.
-const COMMANDS: &[(&str, &str)] =
-    &[("--exit", "exit"), ("--connect", "connect"), ("--info", "info"), ("--nattest", "nattest")];
+const COMMANDS: &[(&str, &str)] = &[
+    ("--exit", "exit"),
+    ("--connect", "connect"),
+    ("--info", "info"),
+    ("--nattest", "nattest"),
+    ("--diagnostics", "doctor"),
+];
 
 /// Rewrites the prototype's spelling of a command line, program name first; anything else stays as it is. The first
 /// option that names a command does; a second one is left for the parser to refuse. (`--debug` is an alias of `-v`.)
@@ -48,6 +53,7 @@ mod tests {
             ("peervpn --debug --exit --json", "peervpn exit --debug --json"),
             ("peervpn --info --json", "peervpn info --json"),
             ("peervpn --nattest", "peervpn nattest"),
+            ("peervpn --diagnostics --json", "peervpn doctor --json"),
         ] {
             assert_eq!(translated(old), new);
         }

@@ -130,6 +130,7 @@ mod tests {
             table: table.to_owned(),
             name: name.to_owned(),
             forwards: base.is_some(),
+            receives: false,
             drops: base == Some(true),
             rules: rules.collect(),
         }

@@ -40,7 +40,7 @@ use crate::key::PrivateKey;
 use crate::tunnel::{self, mtu};
 
 /// WireGuard's customary port, and how many after it are tried when the user named none.
-const FIRST_PORT: u16 = 51820;
+pub(super) const FIRST_PORT: u16 = 51820;
 const PORTS_TRIED: u16 = 10;
 /// IP protocol number of TCP; RFC 9293.
 const TCP: u8 = 6;

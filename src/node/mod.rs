@@ -14,6 +14,7 @@ pub mod connect;
 pub mod control;
 pub mod device;
 mod dns;
+pub mod doctor;
 pub mod event;
 pub mod exit;
 mod guard;

@@ -64,7 +64,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
 }
 
 /// Interfaces that have a journal, sorted.
-fn journals(places: &Places) -> Result<Vec<String>, Failure> {
+pub(super) fn journals(places: &Places) -> Result<Vec<String>, Failure> {
     let Ok(entries) = std::fs::read_dir(apply::journal_dir(places)) else { return Ok(Vec::new()) };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let mut interfaces: Vec<String> =

@@ -5,6 +5,7 @@
 //! tests say `SKIP`.
 
 mod bad_input;
+mod doctor;
 mod harness;
 mod node;
 mod usage;

@@ -26,6 +26,6 @@ pub use caps::{legacy_tables, listening_ports, port_holder, privileged};
 pub use clock::local_time;
 pub use host::{NetlinkHost, host};
 pub use notify::{notify, watchdog};
-pub use privilege::{confine, confine_thread, reachable};
+pub use privilege::{confine, confine_thread, reachable, writable};
 pub use uapi::UapiWireGuard;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

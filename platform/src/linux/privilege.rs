@@ -108,6 +108,13 @@ pub fn reachable(directories: &[&Path], keep: &[Capability]) -> Result<bool> {
     look().map_err(|e| Error::system("look which capabilities are needed", e))
 }
 
+/// Whether this process may write to a file or directory that is there.
+pub fn writable(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: faccessat(2) reads a live C string.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,6 +51,8 @@ pub struct SeenChain {
     pub name: String,
     /// A base chain of type `filter` on the forward hook.
     pub forwards: bool,
+    /// A base chain of type `filter` on the input hook.
+    pub receives: bool,
     /// Its policy is `drop`.
     pub drops: bool,
     /// Its rules in order.

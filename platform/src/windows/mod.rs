@@ -10,7 +10,7 @@ pub mod udp;
 pub use absent::{
     NetlinkHost, SystemHost, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
     listening_ports, local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watchdog,
-    wireguard,
+    wireguard, writable,
 };
 
 /// Whether this process may change the network configuration. Not asked here: what would need it says that it is

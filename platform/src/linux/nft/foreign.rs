@@ -42,6 +42,7 @@ pub(crate) fn seen_chains(sock: &mut NetlinkSocket) -> Result<Vec<SeenChain>> {
                 table: table.to_string_lossy().into_owned(),
                 name: name.to_string_lossy().into_owned(),
                 forwards: filter && hook == Some(libc::NF_INET_FORWARD as u32),
+                receives: filter && hook == Some(libc::NF_INET_LOCAL_IN as u32),
                 drops: chain.get_policy().is_ok_and(|policy| policy == libc::NF_DROP as u32),
                 rules: Vec::new(),
             });
