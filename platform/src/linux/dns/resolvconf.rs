@@ -1,13 +1,15 @@
 //! resolvconf(8), openresolv's or Debian's: the one that writes `/etc/resolv.conf` out of what DHCP clients and VPNs give
 //! it. It has no interface but its command.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::types::{Resolvconf, ResolvconfKind};
 use crate::{Error, Result};
 
+/// As much of the script as is looked at, in bytes; openresolv's has 30 kB.
+const MAX_SCRIPT: u64 = 256 << 10;
 /// Where it may be; nothing of our environment is used.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -17,8 +19,10 @@ pub fn find() -> Option<Resolvconf> {
     if program.canonicalize().is_ok_and(|real| real.file_name().is_some_and(|name| name == "resolvectl")) {
         return None;
     }
-    let version = command(&program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    let kind = match version.stdout.starts_with(b"openresolv") {
+    // both are shell scripts; asking one for its version would start a program on hosts where it is not even in charge
+    let mut script = Vec::new();
+    std::fs::File::open(&program).ok()?.take(MAX_SCRIPT).read_to_end(&mut script).ok()?;
+    let kind = match script.to_ascii_lowercase().windows(10).any(|word| word == b"openresolv") {
         true => ResolvconfKind::Openresolv,
         false => ResolvconfKind::Debian,
     };
