@@ -27,6 +27,7 @@ mod roaming;
 mod service;
 mod snapshot;
 mod stock_clients;
+mod strangers;
 mod topology;
 mod wire;
 
