@@ -143,6 +143,8 @@ pub enum Match {
     CtEstablished,
     /// `ct state new`.
     CtNew,
+    /// `ct state established,new`: of a connection, not an ICMP error about one (which counts as the connection's, too).
+    CtNotRelated,
     /// `ct state invalid`: belongs to no connection, so no NAT applies to it.
     CtInvalid,
     /// `ct status dnat`: its destination was translated.

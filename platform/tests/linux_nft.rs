@@ -67,6 +67,7 @@ fn everything() -> Table {
         vec![Match::CtNew],
         vec![Match::CtInvalid],
         vec![Match::CtDnat],
+        vec![Match::CtNotRelated],
         vec![Match::CtOriginal],
         vec![Match::CtReply],
         vec![Match::DestinationLocal { not: false }],

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::net::Namespace;
+use crate::net::{Mounts, Namespace};
 use crate::node::Node;
 use crate::record::patience;
 use crate::topology::{Lab, Nat, Site};
@@ -101,7 +101,7 @@ impl Scene {
         let mut line = String::new();
         let _ = BufReader::new(holder.0.stdout.take().expect("piped")).read_line(&mut line);
         assert_eq!(line, "ready\n", "the peer's /etc is not prepared");
-        let mounts = fs::File::open(format!("/proc/{}/ns/mnt", holder.0.id())).expect("its mount namespace");
+        let mounts = Mounts::of(holder.0.id()).expect("its mount namespace");
         peer.host.mounts = Some(Arc::new(mounts));
         scene._helpers.push(holder);
         scene
@@ -140,7 +140,12 @@ impl Scene {
         let before = self.state();
         assert_eq!(self.look_up("before.test"), LANS, "before\n{before}");
         let mut peer = self.connect(&[]);
-        assert!(peer.log().contains(way), "not chosen: {way}\n{}", peer.log());
+        // the log may come after the event
+        let start = Instant::now();
+        while !peer.log().contains(way) {
+            assert!(start.elapsed() < patience(5), "not chosen: {way}\n{}", peer.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let (asked, leaked) = (self.exits.queries(), self.lans.queries());
         assert_eq!(self.look_up("while.test"), EXITS, "while connected\n{}\n{}", self.state(), peer.log());
         assert!(self.exits.queries() > asked, "the exit's resolver was not asked");

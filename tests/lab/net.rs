@@ -30,7 +30,22 @@ pub struct Namespace {
     /// What programs in here see as `/etc/resolv.conf`, unless they have [`Namespace::mounts`]: never the machine's own.
     pub resolv_conf: PathBuf,
     /// A mount namespace for programs in here, instead of one each.
-    pub mounts: Option<Arc<File>>,
+    pub mounts: Option<Arc<Mounts>>,
+}
+
+/// A mount namespace that a process holds, and the root it has there: not the namespace's own below a chroot.
+pub struct Mounts {
+    namespace: File,
+    root: File,
+}
+
+impl Mounts {
+    /// Those of a process.
+    #[allow(dead_code, reason = "the lab uses it, others that include this file do not")]
+    pub fn of(process: u32) -> io::Result<Mounts> {
+        let open = |what: &str| File::open(format!("/proc/{process}/{what}"));
+        Ok(Mounts { namespace: open("ns/mnt")?, root: open("root")? })
+    }
 }
 
 /// Every namespace of one test; dropping it kills what runs inside and deletes them.
@@ -110,7 +125,12 @@ impl Namespace {
         unsafe {
             command.pre_exec(move || {
                 let _held = &keep;
-                enter(netns, mounts.as_deref().map(AsRawFd::as_raw_fd), &sockets, &resolv_conf)
+                enter(
+                    netns,
+                    mounts.as_deref().map(|mounts| (mounts.namespace.as_raw_fd(), mounts.root.as_raw_fd())),
+                    &sockets,
+                    &resolv_conf,
+                )
             });
         }
         command
@@ -152,16 +172,17 @@ impl Namespace {
 }
 
 /// In the child, between fork and exec: what `ip netns exec` does, plus the private socket directory.
-fn enter(netns: RawFd, mounts: Option<RawFd>, sockets: &CString, resolv_conf: &CString) -> io::Result<()> {
+fn enter(netns: RawFd, mounts: Option<(RawFd, RawFd)>, sockets: &CString, resolv_conf: &CString) -> io::Result<()> {
     let check = |result: i32| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     let none = c"none".as_ptr();
     // SAFETY: every pointer is a live C string or null where mount(2) allows it.
     unsafe {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
         check(libc::setns(netns, libc::CLONE_NEWNET))?;
-        if let Some(mounts) = mounts {
+        if let Some((mounts, root)) = mounts {
             check(libc::setns(mounts, libc::CLONE_NEWNS))?;
-            return check(libc::chdir(c"/".as_ptr()));
+            check(libc::fchdir(root))?;
+            return check(libc::chroot(c".".as_ptr()));
         }
         check(libc::unshare(libc::CLONE_NEWNS))?;
         check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, std::ptr::null()))?;

@@ -169,7 +169,11 @@ fn sort(frame: &[u8], allowed: &Allowed, counts: &mut Counts) {
         IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.segments()[0] == 0xff02,
     };
     let dns = matches!(to, 53 | 853);
-    if protocol == 17 && allowed.endpoints.contains(&SocketAddr::new(destination, to)) {
+    // once the interface is gone, the kernel tells the exit that nobody listens
+    let unreachable = matches!((protocol, kind), (1, 3) | (58, 1));
+    if (protocol == 17 && allowed.endpoints.contains(&SocketAddr::new(destination, to)))
+        || (unreachable && allowed.endpoints.iter().any(|endpoint| endpoint.ip() == destination))
+    {
         counts.outer += 1;
     } else if (protocol == 17 && matches!((from, to), (68, 67) | (546, 547)))
         || (protocol == 58 && matches!(kind, 133..=136 | 143))

@@ -68,6 +68,7 @@ impl Display for Match {
             Match::Mark { value, not } => write!(f, "meta mark {}{value:#x}", inverted(not)),
             Match::CtMark { value, not } => write!(f, "ct mark {}{value:#x}", inverted(not)),
             Match::CtEstablished => f.write_str("ct state established,related"),
+            Match::CtNotRelated => f.write_str("ct state established,new"),
             Match::CtNew => f.write_str("ct state new"),
             Match::CtInvalid => f.write_str("ct state invalid"),
             Match::CtDnat => f.write_str("ct status dnat"),

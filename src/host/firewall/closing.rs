@@ -42,13 +42,24 @@ impl ConnectPolicy<'_> {
             return Vec::new();
         }
         let accept = |matches: Vec<Match>| rule(matches, [Statement::Accept]);
-        let mut rules = vec![
+        let mut rules = Vec::new();
+        if self.kill_switch.is_some() {
+            // of connections whose tunnel has gone; before anything that a mark could open
+            rules.extend(addresses(self.v4, self.v6).map(|address| {
+                let source = Match::Source { prefix: IpNetwork::from(address), not: false };
+                commented(
+                    "a tunnel address leaves by the tunnel only",
+                    rule([not_into(self.interface), not_into("lo"), source], [Statement::Counter, Statement::Drop]),
+                )
+            }));
+        }
+        rules.extend([
             commented(
                 "outer packets, and answers to connections from outside",
                 accept(vec![Match::Mark { value: self.fwmark, not: false }]),
             ),
             accept(vec![into(self.interface)]),
-        ];
+        ]);
         if own {
             rules.push(accept(vec![into("lo")]));
             for (from_port, to_port) in [DHCP, DHCPV6] {
@@ -68,7 +79,8 @@ impl ConnectPolicy<'_> {
             rules.extend(only_dns(dns));
         }
         if let Some(kill_switch) = self.kill_switch {
-            rules.extend(kill_switch.rules());
+            let own = addresses(self.v4, self.v6).map(IpNetwork::from);
+            rules.extend(kill_switch.rules(own));
         }
         rules
     }
@@ -91,7 +103,8 @@ fn only_dns(dns: OnlyDns) -> Vec<Rule> {
 }
 
 impl KillSwitch<'_> {
-    fn rules(self) -> Vec<Rule> {
+    /// `own`: our tunnel addresses; errors about what was sent from there must not go elsewhere.
+    fn rules(self, own: impl Iterator<Item = IpNetwork>) -> Vec<Rule> {
         let to = |prefix: &IpNetwork| Match::Destination { prefix: *prefix, not: false };
         let mut rules: Vec<Rule> = self.exclude.iter().map(|prefix| rule([to(prefix)], [Statement::Accept])).collect();
         let everything = |family: Family| self.allowed.iter().any(|p| *p == family.default_prefix());
@@ -113,7 +126,7 @@ impl KillSwitch<'_> {
             return rules;
         }
         let exit = self.exit.iter().map(|address| IpNetwork::from(*address));
-        rules.extend(self.allowed.iter().copied().chain(exit).map(|prefix| blocked(vec![to(&prefix)])));
+        rules.extend(self.allowed.iter().copied().chain(exit).chain(own).map(|prefix| blocked(vec![to(&prefix)])));
         rules
     }
 }

@@ -35,6 +35,8 @@ impl ConnectPolicy<'_> {
                     not_from(self.interface),
                     not_from("lo"),
                     Match::CtOriginal,
+                    // or a forged error about a connection in the tunnel would turn it out
+                    Match::CtNotRelated,
                     self.unmarked(),
                     Match::DestinationLocal { not: false },
                 ],
@@ -54,7 +56,7 @@ impl ConnectPolicy<'_> {
             rule([Match::Mark { value: self.fwmark, not: false }], [Statement::SetCtMark(self.fwmark)]),
         )];
         for family in Family::BOTH {
-            let mut matches = vec![Match::CtReply, self.unmarked(), not_into("lo")];
+            let mut matches = vec![Match::CtReply, Match::CtNotRelated, self.unmarked(), not_into("lo")];
             matches.push(self.not_from_tunnel_address(family));
             rules.push(commented(
                 "reply to a connection from outside",

@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use peervpn::host::firewall::{ConnectPolicy, Policy};
+use peervpn::host::firewall::{ConnectPolicy, KillSwitch, Policy};
+use peervpn::host::lan::Lan;
+use peervpn_platform::types::Family;
 
 use super::lab_net::{Namespace, Namespaces};
 use super::net::*;
@@ -197,4 +199,41 @@ fn a_session_from_outside_survives_the_start() {
         assert!(heard(&mut server, &mut client));
     }
     assert!(!heard(&mut unlisted, &mut unlisted_client), "what the host itself may have opened enters the tunnel");
+}
+
+/// The LAN of the host as the node would see it, and a kill switch for everything else.
+fn closed() -> [Lan; 3] {
+    [("eth0", "203.0.113.0/24"), ("br0", "172.18.0.0/24"), ("eth0", "2001:db8:1::/64")]
+        .map(|(interface, prefix)| Lan { interface: interface.into(), prefix: prefix.parse().unwrap() })
+}
+
+#[test]
+fn the_kill_switch_lets_answers_the_lan_and_marked_packets_through_and_refuses_the_rest_at_once() {
+    let Some(lab) = Lab::new() else { return };
+    let (lan, everything) = (closed(), Family::BOTH.map(Family::default_prefix));
+    let kill_switch = KillSwitch { allowed: &everything, exclude: &[], exit: &[], lan: Some(&lan) };
+    let policy = || ConnectPolicy { listening: vec![2222], kill_switch: Some(kill_switch), ..connect() };
+    let old = HOST.map(|host| session(&lab, host, 2222));
+    lab.install(policy());
+    // the tunnel is not up yet, or broken: no rules lead into it
+    for (host, afar) in HOST.into_iter().zip(AFAR) {
+        assert_eq!(reach(&lab.host, afar), Outcome::Refused, "{afar}, beside the tunnel");
+        assert_eq!(from_afar(&lab, host), seen_as(afar), "a new connection from outside, to {host}");
+        assert_eq!(attempt(&lab.host, afar, FWMARK).outcome, seen_as(host), "outer packets");
+    }
+    assert_eq!(reach(&lab.host, "203.0.113.1"), seen_as(HOST[0]), "the LAN");
+    assert_eq!(reach(&lab.host, "2001:db8:1::1"), seen_as(HOST[1]), "the LAN");
+    assert_eq!(reach(&lab.container, AFAR[0]), Outcome::Refused, "a container's connections, beside the tunnel");
+    assert_eq!(reach(&lab.container, "172.18.0.1"), seen_as("172.18.0.2"), "its host");
+    for (mut server, mut client) in old {
+        assert!(heard(&mut server, &mut client), "a session that is older");
+    }
+    lab.switch_routes();
+    assert_eq!(reach(&lab.host, AFAR[0]), seen_as("10.77.0.1"), "through the tunnel");
+    assert_eq!(reach(&lab.host, AFAR[1]), seen_as("fd77::1"));
+    assert_eq!(from_afar(&lab, HOST[0]), seen_as(AFAR[0]));
+    let no_lan = KillSwitch { lan: None, ..kill_switch };
+    lab.install(ConnectPolicy { kill_switch: Some(no_lan), ..policy() });
+    assert_eq!(reach(&lab.host, "203.0.113.1"), Outcome::Refused, "--no-lan");
+    assert_eq!(from_afar(&lab, HOST[0]), seen_as(AFAR[0]), "and yet whoever came from outside is answered");
 }

@@ -127,6 +127,7 @@ fn condition_expressions(buf: &mut Vec<u8>, condition: &Match) {
             compare(buf, equality(*not), &value.to_ne_bytes());
         }
         Match::CtEstablished => connection_state(buf, STATE_ESTABLISHED | STATE_RELATED),
+        Match::CtNotRelated => connection_state(buf, STATE_ESTABLISHED | STATE_NEW),
         Match::CtNew => connection_state(buf, STATE_NEW),
         Match::CtInvalid => connection_state(buf, STATE_INVALID),
         Match::CtDnat => {
