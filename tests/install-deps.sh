@@ -24,6 +24,8 @@ need resolvconf openresolv
 need dnsmasq dnsmasq-base
 need dbus-daemon dbus-daemon
 need chattr e2fsprogs
+need sshd openssh-server
+need ssh openssh-client
 # only unpacked: installed, systemd-resolved would make itself this machine's resolver
 unpacked=/usr/local/lib/peervpn-tests
 unpack=

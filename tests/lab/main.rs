@@ -26,6 +26,7 @@ mod record;
 mod roaming;
 mod service;
 mod snapshot;
+mod ssh;
 mod stock_clients;
 mod strangers;
 mod topology;
