@@ -19,6 +19,9 @@ const ANSWER: Duration = Duration::from_millis(1500);
 /// Servers asked for one refresh before it counts as unanswered.
 const ATTEMPTS: usize = 3;
 
+/// Refreshes that are due within this of each other go out together.
+const TOGETHER: Duration = Duration::from_secs(1);
+
 /// What the keeper found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
@@ -136,7 +139,13 @@ impl Keeper {
 
     /// The next datagram due, with random transaction IDs from `id`; call until `None`.
     pub fn poll_transmit(&mut self, now: Instant, mut id: impl FnMut() -> TransactionId) -> Option<Transmit> {
-        let mapping = self.mappings.values_mut().find(|m| m.probe.is_none() && m.next <= now)?;
+        let idle = |m: &&mut Mapping| m.probe.is_none();
+        if self.mappings.values().any(|m| m.probe.is_none() && m.next <= now) {
+            // answers come at different times; one wake-up is to do for both families
+            let soon = |m: &&mut Mapping| m.next <= now + TOGETHER;
+            self.mappings.values_mut().filter(idle).filter(soon).for_each(|m| m.next = m.next.min(now));
+        }
+        let mapping = self.mappings.values_mut().filter(idle).find(|m| m.next <= now)?;
         let id = id();
         let server = mapping.servers[mapping.turn % mapping.servers.len()];
         mapping.turn = (mapping.turn + 1) % mapping.servers.len();
@@ -299,6 +308,20 @@ mod tests {
             assert_eq!(bench.keeper.poll_timeout(), Some(bench.now + INTERVAL));
             assert_eq!(bench.sent(), None);
             bench.now += INTERVAL;
+        }
+    }
+
+    #[test]
+    fn families_whose_turns_are_close_are_refreshed_at_one_wake_up() {
+        let servers = [A, "[2001:db8::1]:3478"].map(address);
+        for (apart, together) in [(500, true), (1500, false)] {
+            let now = Instant::now();
+            let mut keeper = Keeper::new(INTERVAL, &servers, &Known::default(), now);
+            keeper.mappings.get_mut(&Family::V6).unwrap().next = now + Duration::from_millis(apart);
+            let mut ids = ids();
+            assert!(keeper.poll_transmit(now, &mut ids).is_some_and(|probe| probe.to.is_ipv4()));
+            assert_eq!(keeper.poll_transmit(now, &mut ids).is_some_and(|probe| probe.to.is_ipv6()), together);
+            assert_eq!(keeper.poll_transmit(now, &mut ids), None);
         }
     }
 

@@ -110,6 +110,9 @@ impl Resolver {
 
     /// Waits until they have changed. Can be dropped and called again at any time.
     pub async fn changed(&mut self) {
+        if self.wanted != ExitDns::System {
+            return std::future::pending().await;
+        }
         loop {
             self.look.tick().await;
             let (servers, _) = servers(&self.wanted);

@@ -336,7 +336,7 @@ impl Exit<'_> {
                     let answer = self.service(asked.from, &asked.request, applier, out);
                     asked.reply(answer);
                 }
-                _ = tending.tick() => self.tend_invites(applier),
+                _ = tending.tick(), if self.tends_invites() => self.tend_invites(applier),
                 () = self.changes.settled() => self.network_changed(applier, out),
                 () = admit::due(&self.admitted) => self.install(Instant::now(), applier, out),
                 () = call::due(&self.calls) => self.call(applier),

@@ -210,13 +210,14 @@ impl Exit<'_> {
         self.store.get(key).map(|peer| self.settings(peer)).ok_or(Refusal::Failed)
     }
 
+    /// Whether there is an invite or a peer that may expire.
+    pub(super) fn tends_invites(&self) -> bool {
+        self.store.invites().len() > 0 || self.store.peers().any(|peer| peer.use_by.is_some())
+    }
+
     /// Looks who has used an invite, and takes away what is over. Cheap where there is nothing to look for.
     pub(super) fn tend_invites(&mut self, applier: &mut Applier) {
         let now = state::now();
-        let unused = self.store.peers().any(|peer| peer.use_by.is_some());
-        if self.store.invites().len() == 0 && !unused {
-            return;
-        }
         let Ok(state) = self.wireguard.state(applier.interface()) else { return };
         let mut news = false;
         for heard in state.peers.iter().filter(|peer| peer.last_handshake.is_some()) {

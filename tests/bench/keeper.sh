@@ -1,0 +1,95 @@
+#!/bin/bash
+# What an idle exit behind a NAT costs: its wake-ups a minute and its processor time, with the mapping keeper and without.
+# DNS is left alone: an exit that serves it looks every 5 s whether its own servers have changed.
+#
+#   tests/bench/keeper.sh [SECONDS]           # default 120 a run; on the kernel back end where there is one, else userspace;
+#                                             # start it under tests/vm/run for the kernel's
+#
+# PEERVPN names the binary (default target/debug/peervpn). A wake-up is a voluntary context switch of any of the node's
+# threads (proc_pid_status(5)); the userspace device is a process of its own and not counted.
+set -eu
+top=$(cd "$(dirname "$0")/../.." && pwd)
+peervpn=${PEERVPN:-$top/target/debug/peervpn}
+seconds=${1:-120}
+[ "$(id -u)" = 0 ] || { echo "SKIP: root"; exit 0; }
+for tool in ip nft turnserver; do command -v "$tool" >/dev/null || { echo "SKIP: $tool"; exit 0; }; done
+p=pvbench-$$
+work=$(mktemp -d)
+pids=
+end() {
+  for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+  for ns in s r h; do ip netns del "$p-$ns" 2>/dev/null || true; done
+  rm -rf "$work"
+}
+trap end EXIT
+
+for ns in s r h; do ip netns add "$p-$ns"; ip -n "$p-$ns" link set lo up; done
+ip netns exec "$p-r" sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'
+ip -n "$p-s" -batch - <<I
+link add name r type veth peer name eth0 netns $p-r
+addr add 192.0.2.3/32 dev lo
+addr add 192.0.2.4/32 dev lo
+addr add 2001:db8:ff::3/128 dev lo
+addr add 203.0.113.1/24 dev r
+addr add 2001:db8:1::1/64 dev r nodad
+link set r up
+route add 2001:db8:2::/64 via 2001:db8:1::2
+I
+ip -n "$p-r" -batch - <<I
+link add name lan0 type veth peer name eth0 netns $p-h
+addr add 203.0.113.20/24 dev eth0
+addr add 2001:db8:1::2/64 dev eth0 nodad
+addr add 192.168.1.1/24 dev lan0
+addr add 2001:db8:2::1/64 dev lan0 nodad
+link set eth0 up
+link set lan0 up
+route add default via 203.0.113.1
+route add default via 2001:db8:1::1
+I
+ip -n "$p-h" -batch - <<I
+addr add 192.168.1.2/24 dev eth0
+addr add 2001:db8:2::2/64 dev eth0 nodad
+link set eth0 up
+route add default via 192.168.1.1
+route add default via 2001:db8:2::1
+I
+ip netns exec "$p-r" nft 'table ip nat { chain outward { type nat hook postrouting priority 100; oifname eth0 masquerade; }; }'
+ip netns exec "$p-s" turnserver -n --no-auth --stun-only --no-cli --no-tls --no-dtls --no-tcp --relay-threads 1 \
+  -L 192.0.2.3 -L 192.0.2.4 -L 2001:db8:ff::3 -p 3478 --log-file stdout --no-stdout-log --pidfile "$work/pid" \
+  --userdb "$work/db" >/dev/null 2>&1 &
+pids=$!
+sleep 3
+
+switches() { # PID
+  cat /proc/"$1"/task/*/status | awk '/^voluntary/ { sum += $2 } END { print sum }'
+}
+ticks() { # PID: user and system time
+  sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'
+}
+measure() { # NAME ARG…
+  local name=$1 pid i
+  shift
+  mkdir "$work/$name"
+  ip netns exec "$p-h" "$peervpn" --state-dir "$work/$name/state" --run-dir "$work/$name/run" exit --json \
+    --accept none --no-portmap --dns none "$@" > "$work/$name/out" 2> "$work/$name/err" < /dev/null &
+  pid=$!
+  pids="$pids $pid"
+  for i in $(seq 200); do grep -q '"ready"' "$work/$name/out" && break; sleep 0.1; done
+  grep -q '"ready"' "$work/$name/out" || { cat "$work/$name/err"; exit 1; }
+  sleep 3
+  local before used
+  before=$(switches "$pid") used=$(ticks "$pid")
+  sleep "$seconds"
+  before=$(($(switches "$pid") - before)) used=$(($(ticks "$pid") - used))
+  printf '%-28s %6.1f wake-ups a minute %6d ms of processor time in %d s\n' "$name" \
+    "$(awk "BEGIN { print $before * 60 / $seconds }")" $((used * 1000 / $(getconf CLK_TCK))) "$seconds"
+  kill -INT "$pid"
+  wait "$pid"
+}
+v4="--stun-server 192.0.2.3:3478 --stun-server 192.0.2.4:3478"
+# shellcheck disable=SC2086
+measure without-keeper --no-stun
+# shellcheck disable=SC2086
+measure keeper-v4 $v4
+# shellcheck disable=SC2086
+measure keeper-v4-and-v6 $v4 --stun-server '[2001:db8:ff::3]:3478'
