@@ -1,7 +1,7 @@
 //! What a peer may not reach: the exit's LAN, the exit's services, other peers. Each with its counter-proof, so that a
 //! lab in which nothing can be reached does not pass.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -59,6 +59,28 @@ lab_tests! {
         exit.stop(libc::SIGINT);
     }
 
+    /// A scan from a peer, over everything at the exit's site and the other peer: the control service answers, on the
+    /// exit's tunnel addresses, and nothing else does (DNS would, had this exit a resolver).
+    fn a_port_scan_finds_the_control_service_alone() {
+        let lab = Lab::new(Nat::FullCone, &[Nat::Open.into(), Nat::PortRestricted.into()]);
+        let _services = services(&lab);
+        let (mut exit, ready) = open_exit(&lab, &[]);
+        let (mut peer, _) = join(lab.peer(), &ready, &[]);
+        let (mut other, connected) = join(&lab.peers[1], &ready, &[]);
+        let _service = Web::start(&lab.peers[1].host, [IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED)]);
+        let parse = |list: Vec<String>| list.into_iter().map(|a| a.parse::<IpAddr>().expect("an address"));
+        let tunnel: Vec<IpAddr> = parse(texts(&ready, "tunnel_addresses")).collect();
+        let mut targets = inner_addresses(&lab, &ready);
+        targets.extend(parse(texts(&connected, "tunnel_addresses")));
+        for address in targets {
+            let expected: &[u16] = if tunnel.contains(&address) { &[CONTROL] } else { &[] };
+            assert_eq!(scan(&lab, address), expected, "open ports of {address}");
+        }
+        peer.stop(libc::SIGINT);
+        other.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
     fn peers_cannot_reach_each_other() {
         assert_eq!(peer_reaches_peer(&[]), [false; 2]);
     }
@@ -66,6 +88,32 @@ lab_tests! {
     fn with_allow_peers_they_can() {
         assert_eq!(peer_reaches_peer(&["--allow-peers"]), [true; 2]);
     }
+}
+
+/// The control service's TCP port.
+const CONTROL: u16 = 51820;
+
+/// The TCP ports of an address that answer to the first peer, of those that services like to have.
+fn scan(lab: &Lab, address: IpAddr) -> Vec<u16> {
+    let ports: Vec<u16> = (1..=1024).chain([3306, 5432, 8080, 8443, CONTROL]).collect();
+    // a refusal comes at once; what is swallowed instead costs the limit, so many are asked side by side
+    let mut open: Vec<u16> = std::thread::scope(|scope| {
+        let scans: Vec<_> = ports
+            .chunks(64)
+            .map(|ports| {
+                scope.spawn(move || {
+                    let answers = |port: &&u16| {
+                        let target = SocketAddr::new(address, **port);
+                        TcpStream::connect_timeout(&target, Duration::from_millis(500)).is_ok()
+                    };
+                    lab.peer().host.run(|| ports.iter().filter(answers).copied().collect::<Vec<_>>())
+                })
+            })
+            .collect();
+        scans.into_iter().flat_map(|scan| scan.join().expect("a scan")).collect()
+    });
+    open.sort_unstable();
+    open
 }
 
 /// Whether the first peer reaches the second one's tunnel addresses, v4 and v6.
