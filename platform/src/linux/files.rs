@@ -253,13 +253,17 @@ fn lock(file: &File) -> io::Result<bool> {
 /// The process that holds the lock, from `/proc/locks` (proc_locks(5)): device numbers in hex, then the inode.
 fn lock_holder(file: &fs::Metadata) -> Option<u32> {
     let wanted = format!("{:02x}:{:02x}:{}", libc::major(file.dev()), libc::minor(file.dev()), file.ino());
-    fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        match fields[..] {
-            [_, "FLOCK", _, _, pid, place, ..] if place == wanted => pid.parse().ok(),
-            _ => None,
-        }
-    })
+    let find = || {
+        fs::read_to_string("/proc/locks").ok()?.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            match fields[..] {
+                [_, "FLOCK", _, _, pid, place, ..] if place == wanted => pid.parse().ok(),
+                _ => None,
+            }
+        })
+    };
+    // the kernel counts its way through a list that others change: an entry can be passed over, but not every time
+    (0..5).find_map(|_| find())
 }
 
 #[cfg(test)]
