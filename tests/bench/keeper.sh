@@ -13,6 +13,7 @@ peervpn=${PEERVPN:-$top/target/debug/peervpn}
 seconds=${1:-120}
 [ "$(id -u)" = 0 ] || { echo "SKIP: root"; exit 0; }
 for tool in ip nft turnserver; do command -v "$tool" >/dev/null || { echo "SKIP: $tool"; exit 0; }; done
+[ -x "$peervpn" ] || { echo "keeper.sh: no $peervpn (cargo build, or PEERVPN=…)" >&2; exit 1; }
 p=pvbench-$$
 work=$(mktemp -d)
 pids=

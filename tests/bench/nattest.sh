@@ -1,20 +1,29 @@
 #!/bin/bash
 # Times `peervpn nattest` behind every kind of NAT beside two other programs, in the same run:
 #
-#   tests/bench/nattest.sh [--delay MS]        # MS: round trip to the server, by netem; the running kernel must have it,
-#                                              # or start this under tests/vm/run
+#   tests/bench/nattest.sh [--delay MS] [--rounds N]   # MS: round trip to the server, by netem; the running kernel must
+#                                                      # have it, or start this under tests/vm/run
 #
 # PEERVPN names the binary (default target/debug/peervpn). turnutils_natdiscovery comes with coturn. pystun3 is taken
-# from PYTHONPATH if it is there (pip download pystun3, unpacked). One line a kind and program: seconds, what it said.
+# from PYTHONPATH if it is there (pip download pystun3, unpacked). One line a kind and program: median of N
+# rounds (default 1) in seconds, what it said.
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 peervpn=${PEERVPN:-$top/target/debug/peervpn}
-delay=0
-[ "${1-}" = --delay ] && delay=$2
+delay=0 rounds=1
+while [ $# -gt 0 ]; do
+  case $1 in
+  --delay) delay=$2 ;;
+  --rounds) rounds=$2 ;;
+  *) echo "nattest.sh: unknown option $1" >&2; exit 2 ;;
+  esac
+  shift 2
+done
 [ "$(id -u)" = 0 ] || { echo "SKIP: root"; exit 0; }
-for tool in ip nft turnserver turnutils_natdiscovery python3; do
+for tool in ip nft conntrack turnserver turnutils_natdiscovery python3; do
   command -v "$tool" >/dev/null || { echo "SKIP: $tool"; exit 0; }
 done
+[ -x "$peervpn" ] || { echo "nattest.sh: no $peervpn (cargo build, or PEERVPN=…)" >&2; exit 1; }
 p=pvbench-$$
 work=$(mktemp -d)
 turn=
@@ -108,13 +117,23 @@ site() { # KIND
   ip -n "$p-h" route replace default via "$gateway"
   ip netns exec "$p-r" nft flush ruleset
   rules "$1" | ip netns exec "$p-r" nft -f -
+  forget
+}
+forget() { # what another program's or kind's mappings left behind: some always use the same port
+  ip netns exec "$p-r" conntrack -F >/dev/null 2>&1
 }
 timed() { # NAME KIND COMMAND…
-  local name=$1 kind=$2 start said
+  local name=$1 kind=$2 start said round times=
   shift 2
-  start=$(date +%s%N)
-  said=$(ip netns exec "$p-h" timeout 60 "$@" 2>/dev/null | summary "$name") || true
-  printf '%-22s %-24s %6.2f s  %s\n' "$kind" "$name" "$(awk "BEGIN { print ($(date +%s%N) - $start) / 1e9 }")" "$said"
+  for round in $(seq "$rounds"); do
+    forget
+    start=$(date +%s%N)
+    said=$(ip netns exec "$p-h" timeout 60 "$@" 2>/dev/null | summary "$name") || true
+    times="$times $((($(date +%s%N) - start) / 1000000))"
+  done
+  # shellcheck disable=SC2086
+  printf '%-22s %-24s %6.2f s  %s\n' "$kind" "$name" \
+    "$(printf '%s\n' $times | sort -n | awk '{ t[NR] = $1 } END { print t[int((NR + 1) / 2)] / 1000 }')" "$said"
 }
 summary() {
   case $1 in
