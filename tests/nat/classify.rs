@@ -11,6 +11,7 @@ use peervpn::nat::discovery::Behaviour::{
 use peervpn::nat::verdict::{CanBeExit, NatType};
 use peervpn::node::nattest::{Options, Report, measure};
 
+use crate::net::Namespaces;
 use crate::topology::{Lab, Nat, Plan, STUN4, STUN6, Site, WEB};
 use crate::{block_on, lab_runs};
 
@@ -92,6 +93,45 @@ fn hairpinning_is_seen_where_the_router_does_it() {
     let ipv4 = report.ipv4.expect("v4");
     assert_eq!((ipv4.nat_type, ipv4.hairpin), (NatType::FullCone, Some(true)));
     assert!(report.ipv6.is_none(), "a site without v6");
+}
+
+/// A home router behind another NAT: of each behaviour the stricter one of the two is what a host behind both has.
+#[test]
+fn two_nats_in_a_row_are_as_strict_as_the_stricter_one() {
+    if !lab_runs() {
+        return;
+    }
+    let port_restricted = (Ei, Apd, NatType::PortRestrictedCone, CanBeExit::WithHelp);
+    let symmetric = (Apd, Apd, NatType::Symmetric, CanBeExit::WithHelp);
+    for (outer, inner, expected) in [
+        (Nat::FullCone, "masquerade", port_restricted),
+        (Nat::PortRestricted, "masquerade", port_restricted),
+        (Nat::FullCone, "masquerade fully-random", symmetric),
+        (Nat::Symmetric, "masquerade", symmetric),
+    ] {
+        let lab = Lab::new(Plan::v4_only(outer), &[]);
+        let (_spaces, home) = Namespaces::new(&["home"]);
+        let (home, router) = (&home[0], &lab.exit.host);
+        router.ip(&format!(
+            "link add name lan1 type veth peer name eth0 netns {}\naddr add 10.77.0.1/24 dev lan1\nlink set lan1 up\n",
+            home.name
+        ));
+        home.ip("link set lo up\naddr add 10.77.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 10.77.0.1\n");
+        router.sysctl(&["net/ipv4/ip_forward=1"]);
+        router.nft(&format!(
+            "table ip inner {{
+  chain outward {{ type nat hook postrouting priority 100; oifname eth0 {inner}; }}
+  chain through {{ type filter hook forward priority 0; policy drop; iifname lan1 accept; ct state established accept; }}
+}}"
+        ));
+        let options = Options { servers: servers(), port: None, lifetime: false };
+        let report = home.run(|| block_on(measure(&options, &mut |_| ()))).expect("servers have addresses");
+        let ipv4 = report.ipv4.as_ref().expect("v4");
+        let told = (ipv4.mapping, ipv4.filtering, ipv4.nat_type, report.can_be_exit);
+        assert_eq!(told, expected, "{outer:?} outside, {inner} inside: {ipv4:?}");
+        assert_eq!(ipv4.reflexive.map(|seen| seen.ip()), Some(lab.exit.public4.into()));
+        assert_eq!(ipv4.local.map(|local| local.ip()), Some([10, 77, 0, 2].into()));
+    }
 }
 
 #[test]
