@@ -82,7 +82,8 @@ install: release ## install into PREFIX (default /usr/local), with units for sys
 
 .PHONY: uninstall
 uninstall: ## put the host back and remove the program; the state in /var/lib/peervpn stays
-	@test -n '$(DESTDIR)' || ! test -x '$(PREFIX)/bin/peervpn' || $(SUDO) '$(PREFIX)/bin/peervpn' down || true
+	@# 1: no node runs; 3: the host is not put back, and the program that can do it must stay
+	@test -n '$(DESTDIR)' || ! test -x '$(PREFIX)/bin/peervpn' || { $(SUDO) '$(PREFIX)/bin/peervpn' down; test $$? -ne 3; }
 	$(if $(DESTDIR),,$(SUDO)) rm -f '$(DESTDIR)$(PREFIX)/bin/peervpn' \
 		$(patsubst platform/systemd/%,'$(DESTDIR)$(UNITS)/%',$(wildcard platform/systemd/*.service)) \
 		'$(DESTDIR)$(UNITS)/sysinit.target.wants/peervpn-recover.service'
