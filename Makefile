@@ -63,6 +63,10 @@ fuzz: tools ## fuzz the parsers (FUZZ=TARGET, FUZZ_SECONDS=60 each; nightly and 
 	set -e; for target in $(FUZZ); do \
 		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS); done
 
+.PHONY: vendor
+vendor: tools ## fetch the third-party parts of the bundles anew, and check their hashes
+	.ci/vendor
+
 .PHONY: build
 build: tools ## debug build
 	$(CARGO) build --locked --workspace

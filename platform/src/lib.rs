@@ -7,6 +7,7 @@
 
 pub mod nft;
 pub mod types;
+pub mod wireguard_nt;
 
 #[cfg(target_os = "linux")]
 #[path = "linux/mod.rs"]
