@@ -5,6 +5,11 @@
 //! back non-blocking, for the caller's event loop. No decisions are taken here: callers say exactly what to do.
 //! What a system cannot do returns [`Error::Unsupported`], never a silent success.
 
+#[cfg(any(unix, test))]
+mod bpf;
+pub mod datagram;
+#[cfg(any(unix, test))]
+mod messages;
 pub mod nft;
 pub mod types;
 pub mod wireguard_nt;

@@ -10,47 +10,27 @@
 
 use std::io;
 use std::mem::size_of;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use super::bpf::{Program, epoll};
+use super::bpf::{self, epoll};
+use crate::bpf::{Payload, Program, W};
+use crate::datagram::{IPV4_HEADER_MAX, UDP_HEADER, parse};
+use crate::messages::{INITIATION_LEN, INITIATIONS, WAKEUPS};
 use crate::types::Family;
 use crate::{Error, Result};
 
-/// Length of a handshake initiation in bytes; WireGuard paper §5.4.2.
-const INITIATION_LEN: u16 = 148;
-/// UDP header, RFC 768.
-const UDP_HEADER: usize = 8;
-/// Longest IPv4 header, RFC 791 §3.1.
-const IPV4_HEADER_MAX: u32 = 60;
-/// IPv6 header without extensions, RFC 8200 §3.
-const IPV6_HEADER: usize = 40;
 /// For [`InitiationTap::recv`]: no copied packet is longer.
-pub const BUFFER_LEN: usize = IPV4_HEADER_MAX as usize + UDP_HEADER + INITIATION_LEN as usize;
+pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + INITIATION_LEN as usize;
 /// Of each socket, in bytes as the kernel counts them (bookkeeping included): some 100 packets.
 const RECEIVE_BUFFER: usize = 128 << 10;
 
-/// Message types, WireGuard paper §5.4, each as the payload's first four bytes in network order.
-const INITIATION: u32 = 0x0100_0000;
-const RESPONSE: u32 = 0x0200_0000;
-const DATA: u32 = 0x0400_0000;
-
 /// `linux/if_packet.h`, missing from libc.
 const PACKET_HOST: u32 = 0;
-
-/// What to copy.
-struct Wanted {
-    /// First four payload bytes, any of these.
-    types: &'static [u32],
-    /// Exact payload length in bytes; `None` for any.
-    payload_len: Option<u16>,
-    /// Payload bytes to copy.
-    snap: u32,
-}
 
 /// A tap on WireGuard messages that come in for one UDP port, whoever owns it. Non-blocking; the descriptor is
 /// readable while copies wait. What is captured may be forged: only its shape was checked.
@@ -67,18 +47,16 @@ pub struct InitiationTap {
 impl InitiationTap {
     /// Copies handshake initiations (type 1, exactly 148 bytes) for `port`. Needs CAP_NET_RAW.
     pub fn open(port: u16) -> Result<Self> {
-        let wanted =
-            Wanted { types: &[INITIATION], payload_len: Some(INITIATION_LEN), snap: u32::from(INITIATION_LEN) };
-        Self::with_filter(port, &wanted)
+        Self::with_filter(port, &INITIATIONS)
     }
 
     /// Copies the first four payload bytes of initiations, responses and data messages of any length for `port`: a
     /// sign that something came back, not its content. Needs CAP_NET_RAW.
     pub fn open_wakeup(port: u16) -> Result<Self> {
-        Self::with_filter(port, &Wanted { types: &[INITIATION, RESPONSE, DATA], payload_len: None, snap: 4 })
+        Self::with_filter(port, &WAKEUPS)
     }
 
-    fn with_filter(port: u16, wanted: &Wanted) -> Result<Self> {
+    fn with_filter(port: u16, wanted: &Payload) -> Result<Self> {
         let tap = |source| Error::system(format!("copy incoming packets for UDP port {port}"), source);
         let v4 = open_socket(Family::V4, &filter(Family::V4, port, wanted)).map_err(tap)?;
         let v6 = open_socket(Family::V6, &filter(Family::V6, port, wanted)).map_err(tap)?;
@@ -190,76 +168,12 @@ fn recv_from(socket: &Socket, family: Family, buf: &mut [u8]) -> io::Result<Opti
     }
 }
 
-/// Source and payload of a UDP packet that begins with its IP header; the payload may be cut short, by the filter only.
-/// `ifindex` is where it came in. `None`: not a packet of that shape.
-pub fn parse(family: Family, packet: &[u8], ifindex: u32) -> Option<(SocketAddr, Range<usize>)> {
-    let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
-    let first = *packet.first()?;
-    let (udp, ip_payload_len) = match family {
-        Family::V4 => {
-            let header = usize::from(first & 0xf) * 4;
-            if first >> 4 != 4 || header < 20 {
-                return None;
-            }
-            (header, usize::from(word(2)?).checked_sub(header)?)
-        }
-        Family::V6 if first >> 4 == 6 => (IPV6_HEADER, usize::from(word(4)?)),
-        Family::V6 => return None,
-    };
-    let port = word(udp)?;
-    let udp_len = usize::from(word(udp + 4)?);
-    if udp_len < UDP_HEADER || udp_len > ip_payload_len {
-        return None;
-    }
-    let payload = udp + UDP_HEADER..packet.len().min(udp + udp_len);
-    if payload.is_empty() {
-        return None;
-    }
-    let source = match family {
-        Family::V4 => {
-            let ip: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-            SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::from(ip), port))
-        }
-        Family::V6 => {
-            let ip: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
-            let ip = Ipv6Addr::from(ip);
-            let scope = if ip.is_unicast_link_local() { ifindex } else { 0 };
-            SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope))
-        }
-    };
-    Some((source, payload))
-}
-
-/// Assembles the filter for one family. A load beyond the packet's end leaves the packet out, `linux/filter.h`.
-fn filter(family: Family, port: u16, wanted: &Wanted) -> Vec<SockFilter> {
-    use libc::{BPF_B, BPF_H, BPF_W};
+/// The filter for one family.
+fn filter(family: Family, port: u16, wanted: &Payload) -> Vec<SockFilter> {
     let mut program = Program::default();
     // addressed to this host: no promiscuous sightings, no multicast or broadcast
-    program.load(BPF_W, (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32);
+    program.load(W, (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32);
     program.require(&[PACKET_HOST]);
-    match family {
-        Family::V4 => {
-            program.load(BPF_B, 9);
-            program.require(&[libc::IPPROTO_UDP as u32]);
-            // RFC 791 §3.1: more-fragments flag and fragment offset
-            program.load(BPF_H, 6);
-            program.refuse_bits(0x3fff);
-            // X := header length with options
-            program.push(libc::BPF_LDX | BPF_B | libc::BPF_MSH, 0);
-        }
-        Family::V6 => {
-            program.load(BPF_B, 6);
-            program.require(&[libc::IPPROTO_UDP as u32]);
-            program.push(libc::BPF_LDX | BPF_W | libc::BPF_IMM, IPV6_HEADER as u32);
-        }
-    }
-    program.load_behind_x(BPF_H, 2);
-    program.require(&[u32::from(port)]);
-    if let Some(length) = wanted.payload_len {
-        program.load_behind_x(BPF_H, 4);
-        program.require(&[u32::from(length) + UDP_HEADER as u32]);
-    }
-    program.load_behind_x(BPF_W, UDP_HEADER as u32);
-    program.require(wanted.types);
-    program.finish(UDP_HEADER as u32 + wanted.snap)
+    program.require_udp(family, 0, port);
+    bpf::filter(&program.finish_with(0, wanted))
 }

@@ -11,19 +11,15 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::bpf::{Program, epoll};
-use super::packet;
+use super::bpf::{self, epoll};
+use crate::bpf::{H, Program};
+use crate::datagram::{self, IPV4_HEADER_MAX, UDP_HEADER};
+use crate::messages::STUN;
 use crate::types::Family;
 use crate::{Error, Result};
 
-/// RFC 8489 §5; at byte 4 of every STUN message.
-const MAGIC_COOKIE: u32 = 0x2112_a442;
-/// UDP header, RFC 768.
-const UDP_HEADER: usize = 8;
-/// STUN messages we look at are no longer.
-const SNAP: u32 = 1500;
 /// For [`RawStun::recv`]: longest IPv4 header, UDP header and message.
-pub const BUFFER_LEN: usize = 60 + UDP_HEADER + SNAP as usize;
+pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + STUN.snap as usize;
 /// As the kernel counts it: a few dozen answers.
 const RECEIVE_BUFFER: usize = 64 << 10;
 
@@ -62,7 +58,7 @@ impl RawStun {
         if Family::of(&source) != family {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let datagram = datagram(source, self.port, to, message).ok_or(io::ErrorKind::InvalidInput)?;
+        let datagram = datagram::encode(source, self.port, to, message).ok_or(io::ErrorKind::InvalidInput)?;
         send_from(socket, source, to, &datagram)
     }
 
@@ -101,50 +97,14 @@ fn open_socket(family: Family, port: u16, fwmark: u32) -> io::Result<Socket> {
 
 /// An IPv4 raw socket sees its IP header first, an IPv6 one the UDP header; raw(7), ipv6(7).
 fn filter(family: Family, port: u16) -> Vec<SockFilter> {
-    use libc::{BPF_B, BPF_H, BPF_W};
     let mut program = Program::default();
     match family {
-        Family::V4 => program.push(libc::BPF_LDX | BPF_B | libc::BPF_MSH, 0),
-        Family::V6 => program.push(libc::BPF_LDX | BPF_W | libc::BPF_IMM, 0),
+        Family::V4 => program.set_x_to_ipv4_header(0),
+        Family::V6 => program.set_x(0),
     }
-    program.load_behind_x(BPF_H, 2);
+    program.load_behind_x(H, 2);
     program.require(&[u32::from(port)]);
-    program.load_behind_x(BPF_W, UDP_HEADER as u32 + 4);
-    program.require(&[MAGIC_COOKIE]);
-    program.finish(UDP_HEADER as u32 + SNAP)
-}
-
-/// UDP header and payload, checksummed with its pseudo-header (RFC 768, RFC 8200 §8.1); `None` if it is too long.
-fn datagram(source: IpAddr, port: u16, to: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
-    let length = u16::try_from(UDP_HEADER + payload.len()).ok()?;
-    let mut bytes = Vec::with_capacity(usize::from(length));
-    for word in [port, to.port(), length, 0] {
-        bytes.extend(word.to_be_bytes());
-    }
-    bytes.extend(payload);
-    let mut sum = u32::from(length) + libc::IPPROTO_UDP as u32;
-    let mut add = |bytes: &[u8]| {
-        for pair in bytes.chunks(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-        }
-    };
-    for address in [source, to.ip()] {
-        match address {
-            IpAddr::V4(v4) => add(&v4.octets()),
-            IpAddr::V6(v6) => add(&v6.octets()),
-        }
-    }
-    add(&bytes);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    // 0 means "no checksum"; all ones is the same number (RFC 768)
-    let checksum = match !(sum as u16) {
-        0 => 0xffff,
-        sum => sum,
-    };
-    bytes[6..8].copy_from_slice(&checksum.to_be_bytes());
-    Some(bytes)
+    bpf::filter(&program.finish_with(0, &STUN))
 }
 
 /// One packet-information control message, ip(7) and ipv6(7), aligned as the kernel wants it.
@@ -215,7 +175,7 @@ fn recv_from(
         };
         let bytes = &buf[..length];
         let parsed = match family {
-            Family::V4 => packet::parse(Family::V4, bytes, 0),
+            Family::V4 => datagram::parse(Family::V4, bytes, 0),
             Family::V6 => from.as_socket_ipv6().and_then(|from| parse_v6(from, bytes)),
         };
         if let Some(parsed) = parsed {
@@ -237,39 +197,6 @@ fn parse_v6(from: SocketAddrV6, udp: &[u8]) -> Option<(SocketAddr, std::ops::Ran
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The sum over pseudo-header and datagram, checksum included, is all ones; RFC 1071 §1.
-    fn verifies(source: IpAddr, to: IpAddr, datagram: &[u8]) -> bool {
-        let mut bytes = Vec::new();
-        for address in [source, to] {
-            match address {
-                IpAddr::V4(v4) => bytes.extend(v4.octets()),
-                IpAddr::V6(v6) => bytes.extend(v6.octets()),
-            }
-        }
-        bytes.extend((datagram.len() as u32).to_be_bytes());
-        bytes.extend([0, 0, 0, 17]);
-        bytes.extend(datagram);
-        let mut sum: u32 = bytes.chunks(2).map(|p| u32::from(p[0]) << 8 | p.get(1).map_or(0, |b| u32::from(*b))).sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        sum == 0xffff
-    }
-
-    #[test]
-    fn checksums_verify_for_both_families_and_odd_lengths() {
-        for (source, to) in [("192.0.2.1", "198.51.100.7:3478"), ("2001:db8::1", "[2001:db8::2]:3478")] {
-            let (source, to): (IpAddr, SocketAddr) = (source.parse().unwrap(), to.parse().unwrap());
-            for length in 0..40 {
-                let payload: Vec<u8> = (0..length).map(|n| (n * 37) as u8).collect();
-                let datagram = datagram(source, 51820, to, &payload).unwrap();
-                assert!(verifies(source, to.ip(), &datagram), "{to} {length}");
-                assert_eq!(&datagram[..4], [0xca, 0x6c, 0x0d, 0x96]);
-            }
-            assert_eq!(datagram(source, 1, to, &[0; 70_000]), None);
-        }
-    }
 
     #[test]
     fn a_udp_length_beyond_the_packet_is_no_message() {

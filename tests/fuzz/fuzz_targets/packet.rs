@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use peervpn_platform::os::packet::parse;
+use peervpn_platform::datagram::parse;
 use peervpn_platform::types::Family;
 
 fuzz_target!(|data: &[u8]| {
