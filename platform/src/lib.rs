@@ -12,6 +12,7 @@ pub mod datagram;
 mod messages;
 pub mod nft;
 pub mod types;
+pub mod wfp;
 pub mod wireguard_nt;
 
 #[cfg(target_os = "linux")]

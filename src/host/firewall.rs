@@ -1,11 +1,13 @@
 //! Firewall policy: what an exit and a connect node want of the packet filter, as one [`nft::Table`] (design §7).
 //!
 //! Only our own table is ever written, so our `accept` ends our chain and nothing else: another program's chain on
-//! the same hook can still drop the packet (nft(8), "verdict statements").
+//! the same hook can still drop the packet (nft(8), "verdict statements"). On Windows the connect node's policy is a
+//! [`peervpn_platform::wfp::FilterSet`].
 
 mod closing;
 mod connect;
 mod exit;
+mod filters;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -30,6 +32,10 @@ const IPPROTO_UDP: u8 = 17;
 const DNS: u16 = 53;
 /// DNS over TLS, RFC 7858, and over QUIC, RFC 9250.
 const DNS_SECURE: u16 = 853;
+
+/// Protocols and ports of DNS.
+const QUERIES: [(u8, u16); 4] =
+    [(IPPROTO_UDP, DNS), (IPPROTO_TCP, DNS), (IPPROTO_UDP, DNS_SECURE), (IPPROTO_TCP, DNS_SECURE)];
 
 /// The chain that refuses what jumps to it.
 const REFUSE: &str = "refuse";

@@ -73,7 +73,7 @@ fn golden() -> Vec<(&'static str, Table)> {
     ]
 }
 
-fn path(name: &str) -> PathBuf {
+pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan").join(name)
 }
 

@@ -12,15 +12,15 @@ use super::*;
 const BLOCKED: &str = "blocked";
 
 /// Ports of DHCP: client and server of DHCPv4 (RFC 2131 §4.1), then of DHCPv6 (RFC 8415 §7.2).
-const DHCP: (u16, u16) = (68, 67);
-const DHCPV6: (u16, u16) = (546, 547);
+pub(super) const DHCP: (u16, u16) = (68, 67);
+pub(super) const DHCPV6: (u16, u16) = (546, 547);
 
 /// ICMPv6 types without which a link does not work: router solicitation, neighbour solicitation and advertisement
 /// (RFC 4861 §4), and the group reports that switches want to see first (RFC 3810 §5.2).
-const NEIGHBOUR_DISCOVERY: [u8; 4] = [133, 135, 136, 143];
+pub(super) const NEIGHBOUR_DISCOVERY: [u8; 4] = [133, 135, 136, 143];
 
 /// Never leaves the link, whichever it is.
-const LINK_SCOPE: [&str; 6] = [
+pub(super) const LINK_SCOPE: [&str; 6] = [
     "fe80::/10",          // link-local, RFC 4291 §2.5.6
     "ff02::/16",          // link-local multicast, RFC 4291 §2.7
     "169.254.0.0/16",     // link-local, RFC 3927
@@ -89,9 +89,7 @@ impl ConnectPolicy<'_> {
 /// DNS has no other way out; the tunnel's was taken before.
 fn only_dns(dns: OnlyDns) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for (protocol, port) in
-        [(IPPROTO_UDP, DNS), (IPPROTO_TCP, DNS), (IPPROTO_UDP, DNS_SECURE), (IPPROTO_TCP, DNS_SECURE)]
-    {
+    for (protocol, port) in QUERIES {
         let query = || [Match::L4Proto(protocol), Match::DestinationPort(port, port)];
         for server in dns.lan_servers {
             let matches = [&[to_address(*server)][..], &query()].concat();
