@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Context, Outcome, render, terminal};
-use crate::config::{DEFAULT_INTERFACE, value};
+use crate::config::value;
 use crate::error::{Failure, Status};
 use crate::node;
 use crate::node::control::{self, Request, Response};
@@ -22,15 +22,18 @@ pub(super) struct DownArgs {
 
 /// Stops the node and says what is left on the host. After a crash it puts the host back like `recover`.
 pub(super) fn run(args: &DownArgs, context: &Context) -> Outcome {
-    let interface = args.interface.as_deref().unwrap_or(DEFAULT_INTERFACE);
-    let running = control::running(&context.places);
-    let none =
-        if args.interface.is_some() { !running.iter().any(|name| name == interface) } else { running.is_empty() };
-    if none && control::orphaned(&context.places, interface) {
-        node::recover::run(&context.places, Some(interface), &mut terminal::Terminal::new(context))?;
-        return say(context, &Event::Stopped { host: "restored".to_owned() });
+    let interface = control::meant(&context.places, args.interface.as_deref())?;
+    if !control::running(&context.places).contains(&interface) && control::orphaned(&context.places, &interface) {
+        let done = node::recover::run(&context.places, Some(&interface), &mut terminal::Terminal::new(context))?;
+        if done.running.is_empty() {
+            return say(context, &Event::Stopped { host: "restored".to_owned() });
+        }
+        return Err(Failure::new(
+            format!("a node is just starting or stopping on {interface}"),
+            "try again in a moment",
+        ));
     }
-    match control::request(&context.places, args.interface.as_deref(), &Request::Down)? {
+    match control::request(&context.places, Some(&interface), &Request::Down)? {
         Response::Stopped { host, restored: true } => say(context, &Event::Stopped { host }),
         Response::Stopped { host, restored: false } => Err(Failure {
             message: "the node has stopped, but this host could not be fully put back".to_owned(),

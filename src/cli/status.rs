@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Context, Outcome, render, terminal};
 use crate::config::value;
+use crate::error::Failure;
 use crate::node::control::{self, Request, Response, Status};
 
 /// How often `--watch` asks again.
@@ -31,7 +32,10 @@ pub(super) struct StatusArgs {
 /// Asks every running node.
 pub(super) fn run(args: &StatusArgs, context: &Context) -> Outcome {
     loop {
-        let nodes = ask(args, context)?;
+        let (nodes, failure) = ask(args, context);
+        if nodes.is_empty() {
+            return failure.map_or(Ok(()), Err);
+        }
         let written = terminal::to_stdout(|out| {
             if args.watch && !context.json && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
                 out.write_all(CLEAR.as_bytes())?;
@@ -49,14 +53,14 @@ pub(super) fn run(args: &StatusArgs, context: &Context) -> Outcome {
             Ok(())
         });
         if !args.watch || !written {
-            return Ok(());
+            return failure.map_or(Ok(()), Err);
         }
         std::thread::sleep(EVERY);
     }
 }
 
-/// The status of the node that was named, or of all.
-fn ask(args: &StatusArgs, context: &Context) -> Result<Vec<Status>, crate::error::Failure> {
+/// The status of the node that was named, or of all; and what one of them said instead.
+fn ask(args: &StatusArgs, context: &Context) -> (Vec<Status>, Option<Failure>) {
     let interfaces = match &args.interface {
         Some(interface) => vec![Some(interface.clone())],
         None => {
@@ -65,10 +69,13 @@ fn ask(args: &StatusArgs, context: &Context) -> Result<Vec<Status>, crate::error
             if running.is_empty() { vec![None] } else { running.into_iter().map(Some).collect() }
         }
     };
-    let one =
-        |interface: Option<String>| match control::request(&context.places, interface.as_deref(), &Request::Status)? {
-            Response::Status(status) => Ok(status),
-            other => Err(super::unexpected(other)),
-        };
-    interfaces.into_iter().map(one).collect()
+    let (mut nodes, mut failure) = (Vec::new(), None);
+    for interface in interfaces {
+        match control::request(&context.places, interface.as_deref(), &Request::Status) {
+            Ok(Response::Status(status)) => nodes.push(status),
+            Ok(other) => failure = Some(super::unexpected(other)),
+            Err(error) => failure = Some(error),
+        }
+    }
+    (nodes, failure)
 }

@@ -18,7 +18,7 @@ use super::event::{Event, Output};
 use super::guard::Guard;
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::watch::watch;
-use super::{Ground, PROBES, StopSignals, block_on, port_in_use, redeem, roam, settle, stopped};
+use super::{Ground, PROBES, Started, StopSignals, block_on, end, fail, port_in_use, redeem, roam, settle, start};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
 use crate::host::{Change, numbers, sysctls};
@@ -55,28 +55,22 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
                 Some(joined) => (ConnectString { key: invite.exit, endpoints: invite.endpoints.clone() }, Some(joined)),
             },
         };
-        let mut ground = Ground::prepare(&options.node, places, "connect", out)?;
+        let (mut ground, mut server) = Ground::prepare(&options.node, places, "connect", out)?;
         if target.key == ground.key.public() {
-            return Err(ground.applier.undo_after(Failure::usage(
+            let failure = Failure::usage(
                 "the target is this machine's own key",
                 "copy the connect string from the other machine's screen, where peervpn exit runs",
-            )));
+            );
+            return Err(fail(ground.applier, server, failure));
         }
-        let up = tokio::select! {
-            biased;
-            () = signals.recv() => None,
-            up = bring_up(&mut ground, &target, joined.as_ref(), options, out) => Some(up),
-        };
-        match up {
-            None => stopped(&ground.applier.undo_all(), out),
-            Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
-            Some(Ok(mut node)) => match control::Server::bind(places, &ground.interface) {
-                Err(failure) => Err(ground.applier.undo_after(failure)),
-                Ok(server) => {
-                    settle::settled(places);
-                    serve(&mut node, server, signals, ground.applier, out).await
-                }
-            },
+        let up = bring_up(&mut ground, &target, joined.as_ref(), options, out);
+        match start(up, &mut server, &mut signals).await {
+            Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
+            Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
+            Started::Up(Ok(mut node)) => {
+                settle::settled(places);
+                serve(&mut node, server, signals, ground.applier, out).await
+            }
         }
     })?
 }
@@ -434,7 +428,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut guard = match settle::Guard::new() {
         Ok(guard) => guard,
-        Err(failure) => return Err(applier.undo_after(failure)),
+        Err(failure) => return Err(fail(applier, server, failure)),
     };
     let down = loop {
         let asked = tokio::select! {
@@ -478,12 +472,7 @@ async fn serve(
         let answer = answer(node, &asked.request);
         asked.reply(answer);
     };
-    let left = applier.undo_all();
-    if let Some(asked) = down {
-        asked.reply(Response::Stopped { host: left.describe(), restored: left.none() });
-        server.finish().await;
-    }
-    stopped(&left, out)
+    end(applier, down, server, out).await
 }
 
 impl Connected {

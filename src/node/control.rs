@@ -301,12 +301,13 @@ impl Asked {
     }
 }
 
-/// The node's end of the control socket; removed when dropped.
+/// The node's end of the control socket; removed when closed or dropped, which must come before the journal is given up:
+/// the next node makes a socket of the same name.
 pub struct Server {
     requests: tokio::sync::mpsc::Receiver<Asked>,
     accepting: tokio::task::JoinHandle<()>,
     writing: std::sync::Arc<tokio::sync::Semaphore>,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 /// Connections served at a time; a further one waits.
@@ -350,7 +351,7 @@ impl Server {
                 });
             }
         });
-        Ok(Server { requests, accepting, writing, path })
+        Ok(Server { requests, accepting, writing, path: Some(path) })
     }
 
     /// The next request.
@@ -362,9 +363,17 @@ impl Server {
         }
     }
 
-    /// Waits, for a short while, until the answers under way are written.
-    pub async fn finish(self) {
+    /// Takes no more requests; those that were taken can still be answered.
+    pub fn close(&mut self) {
         self.accepting.abort();
+        if let Some(path) = self.path.take() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Waits, for a short while, until the answers under way are written.
+    pub async fn finish(mut self) {
+        self.close();
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
             // the accepting task held one slot
             let _ = self.writing.acquire_many(MAX_CONNECTIONS as u32).await;
@@ -375,8 +384,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.accepting.abort();
-        let _ = std::fs::remove_file(&self.path);
+        self.close();
     }
 }
 
@@ -408,23 +416,32 @@ async fn converse(stream: tokio::net::UnixStream, node: tokio::sync::mpsc::Sende
     write.shutdown().await
 }
 
-/// Asks a running node; `None` is the only one that runs, or that of the default interface.
+/// The interface that a command means: the one it names, else that of the only node that runs or, where none does, of one
+/// that was killed; the default one if there are several.
+pub fn meant(places: &Places, interface: Option<&str>) -> Result<String, Failure> {
+    if let Some(name) = interface {
+        return Ok(name.to_owned());
+    }
+    let default = DEFAULT_INTERFACE.to_owned();
+    match running(places).as_slice() {
+        [only] => Ok(only.clone()),
+        [] => {
+            let mut killed = super::recover::journals(places)?;
+            killed.retain(|name| orphaned(places, name));
+            if killed.contains(&default) { Ok(default) } else { Ok(killed.into_iter().next().unwrap_or(default)) }
+        }
+        several if several.contains(&default) => Ok(default),
+        several => Err(Failure::usage(
+            format!("several nodes run here: {}", several.join(", ")),
+            "say which one: --interface NAME",
+        )),
+    }
+}
+
+/// Asks the node on the interface that is [`meant`].
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
     use std::io::{BufRead as _, Read as _, Write as _};
-    let interface = match interface {
-        Some(name) => name.to_owned(),
-        None => match running(places).as_slice() {
-            [only] => only.clone(),
-            [] => DEFAULT_INTERFACE.to_owned(),
-            several if several.iter().any(|name| name == DEFAULT_INTERFACE) => DEFAULT_INTERFACE.to_owned(),
-            several => {
-                return Err(Failure::usage(
-                    format!("several nodes run here: {}", several.join(", ")),
-                    "say which one: --interface NAME",
-                ));
-            }
-        },
-    };
+    let interface = meant(places, interface)?;
     let path = socket_path(places, &interface);
     let refused = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => {

@@ -26,7 +26,9 @@ use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
 use super::portmap::{self, PortMap};
 use super::watch::watch;
-use super::{Ground, StopSignals, block_on, port_in_use, roam, service, settle, state, stopped, stun};
+use super::{
+    Ground, Started, StopSignals, block_on, end, fail, port_in_use, roam, service, settle, start, state, stun,
+};
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
@@ -49,32 +51,23 @@ const TCP: u8 = 6;
 pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
     block_on(async {
         let mut signals = StopSignals::install()?;
-        let mut ground = Ground::prepare(&options.node, places, "exit", out)?;
-        let up = tokio::select! {
-            biased;
-            () = signals.recv() => None,
-            up = bring_up(&mut ground, options, places, out) => Some(up),
-        };
-        match up {
-            None => stopped(&ground.applier.undo_all(), out),
-            Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
-            Some(Ok((mut exit, tap, server))) => {
+        let (mut ground, mut server) = Ground::prepare(&options.node, places, "exit", out)?;
+        let up = bring_up(&mut ground, options, places, out);
+        match start(up, &mut server, &mut signals).await {
+            Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
+            Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
+            Started::Up(Ok((mut exit, tap))) => {
                 let guard = match settle::Guard::new() {
                     Ok(guard) => guard,
-                    Err(failure) => return Err(ground.applier.undo_after(failure)),
+                    Err(failure) => return Err(fail(ground.applier, server, failure)),
                 };
                 settle::settled(places);
-                let asked = exit.serve(&tap, server, guard, &mut signals, &mut ground.applier, out).await;
+                let asked = exit.serve(&tap, &mut server, guard, &mut signals, &mut ground.applier, out).await;
                 exit.remember_endpoints();
                 // before its undo: a renewal would bring it back
                 exit.portmap = None;
                 exit.save_waiting(Instant::now());
-                let left = ground.applier.undo_all();
-                if let Some((asked, server)) = asked {
-                    asked.reply(Response::Stopped { host: left.describe(), restored: left.none() });
-                    server.finish().await;
-                }
-                stopped(&left, out)
+                end(ground.applier, asked, server, out).await
             }
         }
     })?
@@ -116,7 +109,7 @@ struct Exit<'a> {
     questions: Option<admit::Questions>,
 }
 
-type Up<'a> = (Exit<'a>, AsyncFd<InitiationTap>, control::Server);
+type Up<'a> = (Exit<'a>, AsyncFd<InitiationTap>);
 
 async fn bring_up<'a>(
     ground: &mut Ground,
@@ -187,7 +180,6 @@ async fn bring_up<'a>(
     ground.applier.verify()?;
 
     let tap = watch(tap)?;
-    let server = control::Server::bind(places, &interface)?;
     let own: Vec<_> = addresses.to_vec().into_iter().filter(|address| address.is_ipv4() || ipv6).collect();
     let service = match service::Server::bind(&own).await {
         Ok(service) => Some(service),
@@ -255,7 +247,7 @@ async fn bring_up<'a>(
         resolver,
     };
     exit.ask_again(out);
-    Ok((exit, tap, server))
+    Ok((exit, tap))
 }
 
 /// The exit's table.
@@ -301,12 +293,12 @@ impl Exit<'_> {
     async fn serve(
         &mut self,
         tap: &AsyncFd<InitiationTap>,
-        mut server: control::Server,
+        server: &mut control::Server,
         mut guard: settle::Guard,
         signals: &mut StopSignals,
         applier: &mut Applier,
         out: &mut dyn Output,
-    ) -> Option<(control::Asked, control::Server)> {
+    ) -> Option<control::Asked> {
         let mut tending = tokio::time::interval(invites::EVERY);
         tending.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -320,7 +312,7 @@ impl Exit<'_> {
                 }
                 asked = server.next() => {
                     if asked.request == Request::Down {
-                        return Some((asked, server));
+                        return Some(asked);
                     }
                     let answer = self.answer(&asked.request, applier, out).unwrap_or_else(control::failed);
                     asked.reply(answer);

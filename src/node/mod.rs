@@ -43,6 +43,7 @@ use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use apply::{Applier, Leftovers};
+use control::{Request, Response};
 use event::{Event, Output};
 
 use crate::config::{BackendChoice, NodeOptions, Places};
@@ -73,13 +74,14 @@ struct Ground {
 }
 
 impl Ground {
-    /// Checks everything that can be checked without changing the host, and puts back what a killed node left.
+    /// Checks everything that can be checked without changing the host, and puts back what a killed node left. From here
+    /// on the node can be asked, and stopped.
     fn prepare(
         options: &NodeOptions,
         places: &Places,
         mode: &'static str,
         out: &mut dyn Output,
-    ) -> Result<Ground, Failure> {
+    ) -> Result<(Ground, control::Server), Failure> {
         if !os::privileged() {
             return Err(not_root(mode));
         }
@@ -99,7 +101,10 @@ impl Ground {
             let failure = Failure::new(format!("the interface {interface} exists already {whose}"), hint);
             return Err(applier.undo_after(failure));
         }
-        Ok(Ground { applier, key, interface, backend, program })
+        match control::Server::bind(places, &interface) {
+            Ok(server) => Ok((Ground { applier, key, interface, backend, program }, server)),
+            Err(failure) => Err(applier.undo_after(failure)),
+        }
     }
 
     /// Creates the device: link, WireGuard settings, addresses; up when it returns.
@@ -260,7 +265,58 @@ fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
     Ok(output)
 }
 
-/// A node's end: says what is left on the host, and makes it the exit status.
+/// What bringing a node up came to.
+enum Started<T> {
+    Up(Result<T, Failure>),
+    /// It was to stop before: by a signal, or by this request, to be answered when the host is put back.
+    Stopped(Option<control::Asked>),
+}
+
+/// Brings a node up, unless a signal or `down` comes first. Whoever asks for anything else is told to wait.
+async fn start<T>(
+    up: impl Future<Output = Result<T, Failure>>,
+    server: &mut control::Server,
+    signals: &mut StopSignals,
+) -> Started<T> {
+    let mut up = std::pin::pin!(up);
+    loop {
+        tokio::select! {
+            biased;
+            () = signals.recv() => return Started::Stopped(None),
+            asked = server.next() => match asked.request {
+                Request::Down => return Started::Stopped(Some(asked)),
+                _ => asked.reply(control::failed(Failure::new(
+                    "the node is still starting",
+                    "wait until it says that it is ready or connected; sudo peervpn down stops it",
+                ))),
+            },
+            up = &mut up => return Started::Up(up),
+        }
+    }
+}
+
+/// A node's end: puts the host back, answers who asked for it, says what is left, and makes it the exit status.
+async fn end(
+    applier: Applier,
+    asked: Option<control::Asked>,
+    mut server: control::Server,
+    out: &mut dyn Output,
+) -> Result<(), Failure> {
+    server.close();
+    let left = applier.undo_all();
+    if let Some(asked) = asked {
+        asked.reply(Response::Stopped { host: left.describe(), restored: left.none() });
+        server.finish().await;
+    }
+    stopped(&left, out)
+}
+
+/// The same for a node that failed.
+fn fail(applier: Applier, server: control::Server, failure: Failure) -> Failure {
+    drop(server);
+    applier.undo_after(failure)
+}
+
 fn stopped(left: &Leftovers, out: &mut dyn Output) -> Result<(), Failure> {
     os::notify("STOPPING=1");
     out.event(&Event::Stopped { host: left.describe() });

@@ -3,6 +3,7 @@
 use peervpn_platform::os::{self, files};
 
 use super::apply::{self, Leftovers};
+use super::control;
 use super::event::{Event, Output};
 use crate::config::Places;
 use crate::error::Failure;
@@ -50,6 +51,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
                     )));
                 }
                 if left.none() {
+                    let _ = std::fs::remove_file(control::socket_path(places, &interface));
                     log.remove().map_err(unwritable)?;
                 }
                 done.left.extend(left.0);

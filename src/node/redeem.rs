@@ -19,7 +19,7 @@ use peervpn_platform::types::PeerConfig;
 use super::connect::candidates;
 use super::event::{Event, Output};
 use super::exit_route;
-use super::{Ground, StopSignals, service, state, stopped};
+use super::{Ground, Started, StopSignals, end, fail, service, start, state};
 use crate::config::{ConnectOptions, Places};
 use crate::error::Failure;
 use crate::join::address::exit_addresses;
@@ -47,19 +47,16 @@ pub(super) async fn join(
     if !exits.is_asking(&invite.exit, &slot) {
         invite.check_time(state::now()).map_err(unchanged)?;
     }
-    let mut ground = Ground::prepare(&options.node, places, "connect", out)?;
+    let (mut ground, mut server) = Ground::prepare(&options.node, places, "connect", out)?;
     if ground.key.public() == invite.exit {
-        return Err(ground.applier.undo_after(InviteError::OwnExit.into()));
+        return Err(fail(ground.applier, server, InviteError::OwnExit.into()));
     }
-    let asked = tokio::select! {
-        biased;
-        () = signals.recv() => None,
-        asked = redeem(&mut ground, invite, options, places, out) => Some(asked),
-    };
-    match asked {
-        None => stopped(&ground.applier.undo_all(), out).map(|()| None),
-        Some(Err(failure)) => Err(ground.applier.undo_after(failure)),
-        Some(Ok(settings)) => {
+    let asked = redeem(&mut ground, invite, options, places, out);
+    match start(asked, &mut server, signals).await {
+        Started::Stopped(asked) => end(ground.applier, asked, server, out).await.map(|()| None),
+        Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
+        Started::Up(Ok(settings)) => {
+            drop(server);
             let left = ground.applier.undo_all();
             if left.none() { Ok(Some(settings)) } else { Err(super::apply::not_restored(&left)) }
         }

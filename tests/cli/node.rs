@@ -63,3 +63,46 @@ fn a_node_whose_readers_went_away_goes_on() {
     assert_eq!(before, namespace.snapshot(), "the host is not as before");
     nothing_left(&place);
 }
+
+/// Behind a lockdown nothing leaves this host: it must be possible to lift it from another shell at any time.
+#[test]
+fn a_node_that_waits_for_its_exit_is_asked_and_stopped() {
+    let Some(namespace) = Namespace::with_default_route("waiting") else { return };
+    let place = Place::new("waiting").with_key();
+    let before = namespace.snapshot();
+    let target = format!("{EXIT_KEY}@198.51.100.1:51820");
+    let args = ["connect", &target, "--json", "--lockdown", "--no-stun"];
+    let mut command = namespace.peervpn(&place, &args);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::with_capacity(1 << 16, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("unreachable"), "{line}");
+    assert_ne!(before, namespace.snapshot(), "nothing is closed");
+
+    let run = |args: &[&str]| finish(&mut namespace.peervpn(&place, args));
+    golden("node-waiting-status", &place, &run(&["status"]));
+    golden("node-waiting-down", &place, &run(&["down"]));
+    let output = finish_child(child);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"event\":\"stopped\",\"host\":\"restored\"}\n");
+    assert_eq!(before, namespace.snapshot(), "the host is not as before");
+    nothing_left(&place);
+}
+
+#[test]
+fn down_finds_the_killed_node_of_another_interface() {
+    let Some(namespace) = Namespace::with_default_route("killed") else { return };
+    let place = Place::new("killed").with_key();
+    let before = namespace.snapshot();
+    let mut command = namespace.peervpn(&place, &["exit", "--json", "--interface", "wg9", "--no-stun"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("ready"), "{line}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    golden("node-killed-status", &place, &finish(&mut namespace.peervpn(&place, &["status"])));
+    golden("node-killed-down", &place, &finish(&mut namespace.peervpn(&place, &["down"])));
+    assert_eq!(before, namespace.snapshot(), "the host is not as before");
+    nothing_left(&place);
+}
