@@ -207,6 +207,13 @@ impl Undo {
     }
 }
 
+impl Change {
+    /// The policy rule that it adds.
+    pub fn rule(&self) -> Option<&Rule> {
+        if let Change::Rule(rule) = self { Some(rule) } else { None }
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

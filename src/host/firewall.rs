@@ -84,6 +84,8 @@ pub struct ConnectPolicy<'a> {
     /// TCP ports this host listens on. Their connections that are older than connection tracking (which only starts
     /// with the first rule that needs it) keep their way too: the SSH session from which we are started, say.
     pub listening: Vec<u16>,
+    /// Marks of the outer packets of other tunnels that carry ours.
+    pub carriers: &'a [u32],
     /// DNS has no way out but the tunnel; `None` leaves it alone.
     pub dns: Option<OnlyDns<'a>>,
     /// Nothing goes beside the tunnel; `None` is `--no-kill-switch`.

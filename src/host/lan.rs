@@ -21,8 +21,8 @@ pub struct Lan {
     pub prefix: IpNetwork,
 }
 
-/// The LAN of every link but `tunnel` and the loopback: the prefixes of its addresses, and what the `main` table reaches
-/// by it in private address space. A route to public addresses through a gateway is none, whoever set it (CVE-2024-3661:
+/// The LAN of every link but `tunnel` and the loopback: the prefixes of its addresses, and what any table reaches by it in
+/// private address space. A route to public addresses through a gateway is none, whoever set it (CVE-2024-3661:
 /// DHCP sets some).
 pub fn prefixes(tunnel: &str, links: &[Link], addresses: &[Address], routes: &[Route]) -> Vec<Lan> {
     let of = |interface: &str| links.iter().any(|l| l.name == interface && l.name != tunnel && !l.loopback);
@@ -36,10 +36,11 @@ pub fn prefixes(tunnel: &str, links: &[Link], addresses: &[Address], routes: &[R
     }
     for route in routes {
         let prefix = network(&route.destination);
-        let plain = route.table == MAIN && route.kind == RouteKind::Unicast && prefix.prefix() > 0;
-        if let (true, Some(oif)) = (plain, &route.oif)
+        // other programs keep private networks in tables of their own, as Tailscale does; no DHCP server can
+        let public = route.table == MAIN && route.gateway.is_none() && long_enough(&prefix);
+        if let (RouteKind::Unicast, Some(oif)) = (route.kind, &route.oif)
             && of(oif)
-            && (private(&prefix) || (route.gateway.is_none() && long_enough(&prefix)))
+            && (private(&prefix) || public)
         {
             lan.push(Lan { interface: oif.clone(), prefix });
         }
@@ -122,10 +123,18 @@ mod tests {
             route("192.168.1.0/24", "eth0", None),
             route("10.8.0.0/16", "eth0", Some("192.168.1.254")),
             route("10.1.0.1/32", "peervpn0", None),
+            Route { table: 52, ..route("100.64.0.0/10", "docker0", None) },
+            Route { table: 52, ..route("198.51.100.0/24", "docker0", None) },
         ];
         assert_eq!(
             text(&addresses, &routes),
-            ["docker0 172.17.0.0/16", "eth0 10.8.0.0/16", "eth0 192.168.1.0/24", "eth0 2001:db8:1::/64"]
+            [
+                "docker0 100.64.0.0/10",
+                "docker0 172.17.0.0/16",
+                "eth0 10.8.0.0/16",
+                "eth0 192.168.1.0/24",
+                "eth0 2001:db8:1::/64"
+            ]
         );
     }
 

@@ -1,5 +1,6 @@
 //! Which fwmark, routing table and rule priorities are free on this host.
 
+use peervpn_platform::OUR_PROTOCOL;
 use peervpn_platform::types::{Route, Rule};
 
 /// Numbers for policy routing that nothing on the host uses.
@@ -20,6 +21,9 @@ const FIRST_PRIORITY: u32 = 5300;
 /// Priority of the kernel's own rule for the `main` table.
 const MAIN_PRIORITY: u32 = 32766;
 
+/// The kernel's `default`, `main` and `local` tables, `RT_TABLE_*`.
+const KERNELS: std::ops::RangeInclusive<u32> = 253..=255;
+
 /// Chooses numbers; `None` if a host has used up all of them (32 marks, 27,000 priorities).
 pub fn choose(rules: &[Rule], routes: &[Route]) -> Option<Numbers> {
     // from the top: the low bits are what mwan3, kube-proxy and hand-written rules take
@@ -31,9 +35,24 @@ pub fn choose(rules: &[Rule], routes: &[Route]) -> Option<Numbers> {
     })?;
     let table = (FIRST_TABLE..FIRST_TABLE + 10_000)
         .find(|table| routes.iter().all(|r| r.table != *table) && rules.iter().all(|r| r.table != *table))?;
+    Some(Numbers { fwmark, table, priority: priority(rules)? })
+}
+
+/// A free priority, and one after it, before the rules of another full tunnel: wg-quick puts its own before all others
+/// that it finds, ours among them.
+pub fn priority(rules: &[Rule]) -> Option<u32> {
+    // all but the outer packets of that tunnel: what wg-quick(8), NetworkManager and Mullvad's app write
+    let takes_all = |rule: &&Rule| {
+        rule.protocol != OUR_PROTOCOL
+            && rule.invert
+            && rule.fwmark.is_some()
+            && rule.table != 0
+            && !KERNELS.contains(&rule.table)
+    };
+    let limit = rules.iter().filter(takes_all).map(|rule| rule.priority).min().unwrap_or(MAIN_PRIORITY);
     let taken = |priority: u32| rules.iter().any(|rule| rule.priority == priority);
-    let priority = (FIRST_PRIORITY..MAIN_PRIORITY - 1).find(|p| !taken(*p) && !taken(p + 1))?;
-    Some(Numbers { fwmark, table, priority })
+    let free = |p: &u32| !taken(*p) && !taken(p + 1);
+    (FIRST_PRIORITY..limit.saturating_sub(1)).find(free).or_else(|| (1..limit.saturating_sub(1)).rev().find(free))
 }
 
 #[cfg(test)]
@@ -61,6 +80,18 @@ mod tests {
         ];
         let numbers = choose(&others, &[]).unwrap();
         assert_eq!(numbers, Numbers { fwmark: 1 << 28, table: 51821, priority: 5301 });
+    }
+
+    #[test]
+    fn another_full_tunnel_in_front_is_overtaken() {
+        let not = |priority, mark, table| Rule { invert: true, ..rule(priority, Some((mark, u32::MAX)), table) };
+        let quick = [rule(5298, None, 254), not(5299, 0xca6d, 51821), rule(5300, None, 254), rule(5301, None, 51820)];
+        assert_eq!(priority(&quick), Some(5296));
+        let behind = [rule(32764, None, 254), not(32765, 0xca6c, 51820)];
+        assert_eq!(priority(&behind), Some(5300));
+        let own = Rule { protocol: OUR_PROTOCOL, ..not(5301, 1 << 29, 51820) };
+        assert_eq!(priority(&[own]), Some(5302), "another node of ours keeps its place");
+        assert_eq!(priority(&[not(2, 1, 51820)]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use peervpn_platform::nft::foreign::{Place, Position};
 use peervpn_platform::os::{self, NetlinkHost, files};
-use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route};
+use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route, Rule};
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::event::{Event, Output};
@@ -160,6 +160,18 @@ impl Applier {
             self.made.push(change);
         }
         self.write(numbers.map(|n| Record::Done { n }))
+    }
+
+    /// Makes these policy rules ours, instead of the ones before: new ones are there before old ones go.
+    pub fn replace_rules(&mut self, rules: Vec<Rule>) -> Result<(), Failure> {
+        let made: Vec<Rule> = self.made.iter().filter_map(Change::rule).cloned().collect();
+        let new = rules.iter().filter(|rule| !made.contains(rule)).cloned().map(Change::Rule);
+        self.make_all(new.collect())?;
+        for old in made.iter().filter(|rule| !rules.contains(rule)) {
+            self.host.delete_rule(old)?;
+            self.made.retain(|change| change.rule() != Some(old));
+        }
+        Ok(())
     }
 
     /// Lets our interface's packets pass other programs' firewalls, now and whenever [`Applier::put_back`] looks again.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::os::packet::InitiationTap;
-use peervpn_platform::types::{Backend, Family, PeerConfig, RouteKind};
+use peervpn_platform::types::{Backend, Family, PeerConfig};
 use peervpn_platform::{Host as _, WireGuard};
 use tokio::io::unix::AsyncFd;
 
@@ -17,18 +17,19 @@ use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
 use super::guard::Guard;
 use super::mapping::{self, MappingWatch, Monitor, next_news};
+use super::steer::Steering;
 use super::watch::watch;
-use super::{Ground, PROBES, Started, StopSignals, block_on, end, fail, port_in_use, redeem, roam, settle, start};
+use super::{Ground, Started, StopSignals, block_on, carrier, end, fail, port_in_use, redeem, roam, settle, start};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
-use crate::host::{Change, numbers, sysctls};
+use crate::host::numbers;
 use crate::join::address::{exit_addresses, peer_addresses};
 use crate::join::connect::{ConnectString, Endpoint, Host};
 use crate::join::invite::Invite;
 use crate::join::service::Settings;
 use crate::key::{PresharedKey, PublicKey};
 use crate::nat::keeper::{Event as News, Known};
-use crate::tunnel::{self, mtu, routes, wgquick};
+use crate::tunnel::{self, mtu, wgquick};
 
 /// An unanswered initiation is repeated after this, to the next endpoint where there are several, then after twice that.
 /// Removing and adding the peer is what makes WireGuard do it: by itself it waits 5 s. A handshake is one round trip.
@@ -109,6 +110,7 @@ struct Connected {
     changes: roam::Changes,
     health: roam::Health,
     guard: Guard,
+    steering: Steering,
     /// `--monitor-nat`.
     monitor: Option<Monitor>,
     mapping: Option<MappingWatch>,
@@ -145,7 +147,13 @@ async fn bring_up(
     let cryptokey: Vec<IpNetwork> =
         allowed.iter().copied().chain(exit_list.iter().map(|a| IpNetwork::from(*a))).collect();
 
-    let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, &exit_list)?;
+    let host = &mut ground.applier.host;
+    let mut carriers: Vec<u32> = Vec::new();
+    for candidate in &candidates {
+        carriers.extend(carrier::marks(host, candidate.address.ip(), numbers.fwmark, &ground.interface));
+    }
+    carriers.dedup();
+    let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, &exit_list, carriers.clone())?;
     guard.lock_down(&mut ground.applier, out)?;
     let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
     let mtu = options.node.mtu.unwrap_or(way.unwrap_or(mtu::MIN));
@@ -220,7 +228,12 @@ async fn bring_up(
     }
     let handshake_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
 
-    let dns = take_over(ground, options, &allowed, &exit_list, &mut guard, numbers, out)?;
+    let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
+    let steering = Steering::new(&interface, options, numbers, &allowed, &exit_list, carriers);
+    steering.take_over(&mut ground.applier, &guard)?;
+    // last: names are asked through the tunnel, which stands
+    let dns = guard.take_dns(&mut ground.applier, out)?;
+    ground.applier.verify()?;
     guard.announce(out);
     out.event(&Event::Connected {
         mode: "connect",
@@ -230,7 +243,6 @@ async fn bring_up(
         tunnel_addresses: addresses.to_vec(),
         dns,
     });
-    let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
     let way = roam::way(&mut ground.applier.host, endpoint_ip, numbers.fwmark, &interface);
     let health = roam::Health::new(way, Instant::now());
     Ok(Connected {
@@ -260,59 +272,10 @@ async fn bring_up(
         changes: roam::Changes::watch()?,
         health,
         guard,
+        steering,
         monitor,
         mapping,
     })
-}
-
-/// Firewall, settings, routes, rules, DNS: from here on this host's traffic goes through the exit. The servers asked.
-fn take_over(
-    ground: &mut Ground,
-    options: &ConnectOptions,
-    allowed: &[IpNetwork],
-    exit: &[IpAddr],
-    guard: &mut Guard,
-    numbers: numbers::Numbers,
-    out: &mut dyn Output,
-) -> Result<Vec<IpAddr>, Failure> {
-    let wanted = routes::Wanted {
-        interface: &ground.interface,
-        numbers,
-        allowed,
-        exclude: &options.exclude,
-        exit,
-        no_lan: options.no_lan,
-    };
-    let host = &mut ground.applier.host;
-    let mut changes = vec![guard.change()];
-    let links = host.links()?;
-    changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
-    let (ours, others): (Vec<_>, Vec<_>) =
-        routes::routes(&wanted).into_iter().partition(|route| route.kind == RouteKind::Unicast);
-    ground.applier.add_own_routes(ours)?;
-    changes.extend(others.into_iter().map(Change::Route));
-    changes.extend(routes::rules(&wanted).into_iter().map(Change::Rule));
-    ground.applier.make_all(changes)?;
-    ground.applier.verify()?;
-    for probe in PROBES {
-        // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
-        if allowed.iter().any(|p| p.prefix() == 0 && p.contains(probe))
-            && !options.exclude.iter().any(|p| p.contains(probe))
-        {
-            let way = ground.applier.host.route_lookup(probe, 0)?;
-            if way.as_ref().is_none_or(|way| way.interface != ground.interface) {
-                let whose = way.map_or("nowhere".to_owned(), |w| format!("to {} (table {})", w.interface, w.table));
-                return Err(Failure::new(
-                    format!("another program's routes send traffic past the tunnel: {probe} goes {whose}"),
-                    "stop the other VPN, or move its rules behind ours: ip rule, ip route show table all",
-                ));
-            }
-        }
-    }
-    // last: names are asked through the tunnel, which stands
-    let dns = guard.take_dns(&mut ground.applier, out)?;
-    ground.applier.verify()?;
-    Ok(dns)
 }
 
 /// After a few seconds without an answer: who we are, and what the exit's operator can do.
@@ -453,12 +416,15 @@ async fn serve(
                 continue;
             }
             () = node.changes.settled() => {
+                // first, or what it sends goes astray
+                node.steer(&mut applier, out);
                 node.network_changed(&mut applier, out);
                 node.guard.look_now();
                 continue;
             }
             () = guard.woken() => {
                 settle::put_back(&mut applier, out);
+                node.steer(&mut applier, out);
                 continue;
             }
             () = tokio::time::sleep_until(node.health.due().into()) => {
@@ -494,6 +460,14 @@ impl Connected {
             }
         }
         self.remedy(remedy);
+    }
+
+    /// Rules or routes have changed: the traffic may go another way now.
+    fn steer(&mut self, applier: &mut Applier, out: &mut dyn Output) {
+        let Some(endpoint) = self.peer.endpoint else { return };
+        if let Err(failure) = self.steering.look_after(endpoint.ip(), applier, &mut self.guard, out) {
+            tracing::warn!(%failure, "the policy rules cannot be looked after");
+        }
     }
 
     fn look_at_exit(&mut self, applier: &Applier, out: &mut dyn Output) {

@@ -37,6 +37,7 @@ pub struct Guard {
     exclude: Vec<IpNetwork>,
     exit: Vec<IpAddr>,
     no_lan: bool,
+    carriers: Vec<u32>,
     kill_switch: bool,
     lockdown: bool,
     /// Servers that the user named; empty with the exit's, `None` where DNS is left alone.
@@ -48,13 +49,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Nothing is changed yet.
+    /// Nothing is changed yet. `carriers`: see [`super::carrier::marks`].
     pub fn new(
         applier: &mut Applier,
         options: &ConnectOptions,
         numbers: Numbers,
         addresses: TunnelAddresses,
         exit: &[IpAddr],
+        carriers: Vec<u32>,
     ) -> Result<Guard, Failure> {
         // also the family that new interfaces do not get: an old one may have it
         let everything = || Family::BOTH.map(Family::default_prefix).to_vec();
@@ -68,6 +70,7 @@ impl Guard {
             exclude: options.exclude.clone(),
             exit: exit.to_vec(),
             no_lan: options.no_lan,
+            carriers,
             kill_switch: !options.no_kill_switch,
             lockdown: options.lockdown,
             servers: match &options.dns {
@@ -112,6 +115,7 @@ impl Guard {
             // the exit refuses what it has no route for; it alone knows
             refuse_v6: false,
             listening: self.listening.clone(),
+            carriers: &self.carriers,
             dns: self.servers.as_ref().map(|_| OnlyDns { lan_servers: &lan_servers }),
             kill_switch: self.kill_switch.then_some(KillSwitch {
                 allowed: &self.allowed,
@@ -121,6 +125,16 @@ impl Guard {
             }),
         };
         Change::Table(Policy::Connect(policy).table())
+    }
+
+    /// Other tunnels have come around ours, or gone; [`Guard::change`] has it from here on.
+    pub fn set_carriers(&mut self, carriers: &[u32]) {
+        self.carriers = carriers.to_vec();
+    }
+
+    /// Whether the kill switch is on.
+    pub fn closes(&self) -> bool {
+        self.kill_switch
     }
 
     /// Says what is closed, once connected.

@@ -3,13 +3,15 @@
 //! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
 //! - [`apply`]: host changes through the journal; [`recover`]: putting back what a killed node left.
 //! - [`portmap`]: port mapping on the gateway.
-//! - [`guard`]: what holds a connected node's traffic in the tunnel.
+//! - [`steer`]: what sends a connected node's traffic into the tunnel; [`guard`]: what holds it there; [`carrier`]:
+//!   other tunnels around ours.
 //! - [`dns`]: how this host's programs, or peers, come to their answers.
 //! - [`control`]: the control socket; [`event`]: what the person or script is told.
 //! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`], [`mapping`]: STUN on our port, before and after WireGuard
 //!   has it.
 
 pub mod apply;
+mod carrier;
 pub mod connect;
 pub mod control;
 pub mod device;
@@ -30,6 +32,7 @@ pub mod roam;
 pub mod service;
 mod settle;
 pub mod state;
+mod steer;
 pub mod stun;
 mod watch;
 

@@ -3,6 +3,7 @@
 //! ```text
 //! priority P      lookup main suppress_prefixlength 0      the LAN and every more specific route stay (not with --no-lan)
 //! priority P+1    not fwmark M/M lookup T                  all but WireGuard's own outer packets
+//! priority P      fwmark C lookup main                     outer packets of another tunnel that carries ours
 //! table T         ALLOWED dev peervpn0; throw EXCLUDED     `throw` goes on with the rules after ours, that is `main`
 //! ```
 
@@ -34,6 +35,8 @@ pub struct Wanted<'a> {
     pub exit: &'a [IpAddr],
     /// The LAN, too, goes through the tunnel.
     pub no_lan: bool,
+    /// Marks of the outer packets of other tunnels that carry ours, which would go round in circles.
+    pub carriers: &'a [u32],
 }
 
 /// Families that have anything to route: both with the default allowed IPs.
@@ -80,6 +83,12 @@ pub fn rules(wanted: &Wanted) -> Vec<Rule> {
             suppress_prefixlen: Some(0),
             protocol: OUR_PROTOCOL,
         };
+        let outer = wanted.carriers.iter().map(|mark| Rule {
+            fwmark: Some((*mark, u32::MAX)),
+            suppress_prefixlen: None,
+            ..rule.clone()
+        });
+        rules.extend(outer);
         if !wanted.no_lan {
             rules.push(rule.clone());
         }
@@ -134,6 +143,7 @@ mod tests {
             exclude: &[],
             exit: &exit,
             no_lan: false,
+            carriers: &[],
         };
         assert_eq!(
             text(&wanted),
@@ -160,6 +170,7 @@ mod tests {
             exclude: &exclude,
             exit: &[],
             no_lan: true,
+            carriers: &[0xca6c],
         };
         assert_eq!(
             text(&wanted),
@@ -167,6 +178,7 @@ mod tests {
                 "Other(9) 198.51.100.0/24 ",
                 "Unicast 203.0.113.0/24 wg1",
                 "Other(9) 203.0.113.128/25 ",
+                "V4 5300: fwmark 0xca6c/0xffffffff lookup 254",
                 "V4 5301: not fwmark 0x20000000/0x20000000 lookup 51820",
             ]
         );

@@ -19,6 +19,7 @@ mod matrix;
 mod neighbours;
 mod net;
 mod node;
+mod other_tunnel;
 mod portmap;
 mod privileges;
 mod punching;

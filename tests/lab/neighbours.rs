@@ -1,9 +1,11 @@
 //! Other programs' firewalls on the exit, as Docker, ufw and firewalld write them: peers' requests go through, what
 //! they flush is put back, and they are as they were in the end.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::snapshot::assert_unchanged;
 use crate::topology::{Lab, Nat};
 use crate::{assert_leaves_through_exit, join, lab_tests, open_exit, record};
 
@@ -89,6 +91,31 @@ lab_tests! {
     fn an_exit_beside_ufw() { neighbour("ufw.nft") }
 
     fn an_exit_beside_firewalld() { neighbour("firewalld.nft") }
+
+    /// Their marks, tables and priorities stay theirs, and what only they reach is reached.
+    fn connect_beside_the_rules_of_tailscale_and_mwan3() {
+        let lab = Lab::without_stun(Nat::Open, &[Nat::PortRestricted.into(), Nat::Open.into()]);
+        let (peer, node) = (lab.peer(), &lab.peers[1].host);
+        let far = Ipv4Addr::new(100, 100, 100, 100);
+        peer.host.ip(&format!("link add name tailscale0 type veth peer name ts0 netns {}\n", node.name));
+        peer.host.ip("addr add 100.101.102.103/32 dev tailscale0\nlink set tailscale0 up\n");
+        node.ip(&format!("addr add {far}/32 dev ts0\nlink set ts0 up\nroute add 100.101.102.103/32 dev ts0\n"));
+        let _far = crate::service::Web::start(node, [far.into()]);
+        let gateway = peer.lan_router();
+        let routes = format!("route add default via {gateway} dev eth0 table 1\nroute add 192.168.1.0/24 dev eth0 table 1\n");
+        peer.host.ip(&format!("{}{}{routes}", fixture("tailscale.rules"), fixture("mwan3.rules")));
+        let inside = || peer.whoami(far.into()).map(|us| us.to_string()).map_err(|e| e.to_string());
+        assert_eq!(inside().as_deref(), Ok("100.101.102.103"), "alone");
+        let before = peer.host.snapshot();
+        let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+        let (mut connected, _) = join(peer, &ready, &["--no-stun"]);
+        assert_leaves_through_exit(&lab, peer);
+        assert_eq!(inside().as_deref(), Ok("100.101.102.103"), "beside us");
+        connected.stop(libc::SIGTERM);
+        assert_unchanged("after connect", &before, &peer.host.snapshot());
+        assert_eq!(inside().as_deref(), Ok("100.101.102.103"), "after us");
+        exit.stop(libc::SIGTERM);
+    }
 
     /// networkd and NetworkManager flush rules that they don't know; someone flushes our table: all of it comes back.
     fn what_others_flush_comes_back() {

@@ -12,7 +12,7 @@ use crate::{assert_leaves_directly, assert_leaves_through_exit, lab_tests, text}
 const HOME: Nat = Nat::PortRestricted;
 
 /// Runs `wg-quick COMMAND FILE` with a resolver configuration of its own; what the host's then says.
-fn wg_quick(host: &Namespace, command: &str, file: &Path) -> String {
+pub fn wg_quick(host: &Namespace, command: &str, file: &Path) -> String {
     let resolv = file.with_extension("resolv");
     let script = "
         test -e \"$3\" || echo 'nameserver 192.0.2.53' > \"$3\"

@@ -33,6 +33,7 @@ pub fn connect() -> ConnectPolicy<'static> {
         fwmark: FWMARK,
         refuse_v6: false,
         listening: Vec::new(),
+        carriers: &[],
         dns: None,
         kill_switch: None,
     }
@@ -54,7 +55,8 @@ fn golden() -> Vec<(&'static str, Table)> {
     let closed = KillSwitch { allowed: &everything, exclude: &[], exit: &own, lan: Some(&lans) };
     let only_dns = Some(OnlyDns { lan_servers: &[] });
     let kill_switch = ConnectPolicy { kill_switch: Some(closed), dns: only_dns, ..connect() };
-    let no_lan = ConnectPolicy { kill_switch: Some(KillSwitch { lan: None, ..closed }), ..connect() };
+    let no_lan =
+        ConnectPolicy { kill_switch: Some(KillSwitch { lan: None, ..closed }), carriers: &[0xca6c], ..connect() };
     let split = KillSwitch { allowed: &one, exclude: &other, ..closed };
     let split = ConnectPolicy { kill_switch: Some(split), dns: Some(OnlyDns { lan_servers: &resolver }), ..connect() };
     let dns =

@@ -61,6 +61,12 @@ impl ConnectPolicy<'_> {
             accept(vec![into(self.interface)]),
         ]);
         if own {
+            rules.extend(self.carriers.iter().map(|mark| {
+                commented(
+                    "outer packets of a tunnel around ours",
+                    accept(vec![Match::Mark { value: *mark, not: false }]),
+                )
+            }));
             rules.push(accept(vec![into("lo")]));
             for (from_port, to_port) in [DHCP, DHCPV6] {
                 let family = if to_port == DHCP.1 { Family::V4 } else { Family::V6 };

@@ -1,0 +1,168 @@
+//! What sends a connected node's traffic into the tunnel: routes in a table of their own and the policy rules that lead
+//! there. Looked after while the node runs: another tunnel may come around ours, or put its rules before ours.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use peervpn_platform::Host as _;
+use peervpn_platform::types::RouteKind;
+
+use super::apply::Applier;
+use super::event::{Event, Output};
+use super::guard::Guard;
+use super::{PROBES, carrier};
+use crate::config::ConnectOptions;
+use crate::error::Failure;
+use crate::host::{Change, Numbers, numbers, sysctls};
+use crate::tunnel::routes;
+
+/// How often another program may go in front of us before we leave it there.
+const TURNS: u32 = 20;
+/// After this long without such a turn, they count anew.
+const CALM: Duration = Duration::from_secs(60);
+
+/// A connected node's routes and rules.
+pub struct Steering {
+    interface: String,
+    numbers: Numbers,
+    allowed: Vec<IpNetwork>,
+    exclude: Vec<IpNetwork>,
+    exit: Vec<IpAddr>,
+    no_lan: bool,
+    carriers: Vec<u32>,
+    turns: u32,
+    turned: Option<Instant>,
+    /// The traffic goes elsewhere, and that was said.
+    past: bool,
+}
+
+impl Steering {
+    /// Nothing is changed yet. `carriers`: see [`carrier::marks`].
+    pub fn new(
+        interface: &str,
+        options: &ConnectOptions,
+        numbers: Numbers,
+        allowed: &[IpNetwork],
+        exit: &[IpAddr],
+        carriers: Vec<u32>,
+    ) -> Steering {
+        Steering {
+            interface: interface.to_owned(),
+            numbers,
+            allowed: allowed.to_vec(),
+            exclude: options.exclude.clone(),
+            exit: exit.to_vec(),
+            no_lan: options.no_lan,
+            carriers,
+            turns: 0,
+            turned: None,
+            past: false,
+        }
+    }
+
+    fn wanted(&self) -> routes::Wanted<'_> {
+        routes::Wanted {
+            interface: &self.interface,
+            numbers: self.numbers,
+            allowed: &self.allowed,
+            exclude: &self.exclude,
+            exit: &self.exit,
+            no_lan: self.no_lan,
+            carriers: &self.carriers,
+        }
+    }
+
+    /// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit.
+    pub fn take_over(&self, applier: &mut Applier, guard: &Guard) -> Result<(), Failure> {
+        let host = &mut applier.host;
+        let mut changes = vec![guard.change()];
+        let links = host.links()?;
+        changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
+        let (ours, others): (Vec<_>, Vec<_>) =
+            routes::routes(&self.wanted()).into_iter().partition(|route| route.kind == RouteKind::Unicast);
+        applier.add_own_routes(ours)?;
+        changes.extend(others.into_iter().map(Change::Route));
+        changes.extend(routes::rules(&self.wanted()).into_iter().map(Change::Rule));
+        applier.make_all(changes)?;
+        applier.verify()?;
+        match self.past(applier)? {
+            // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
+            Some(way) => Err(Failure::new(
+                format!("another program's routes send traffic past the tunnel: {way}"),
+                "stop the other VPN, or move its rules behind ours: ip rule, ip route show table all",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a packet to the internet goes that should go into the tunnel and does not.
+    fn past(&self, applier: &mut Applier) -> Result<Option<String>, Failure> {
+        for probe in PROBES {
+            if !self.allowed.iter().any(|p| p.prefix() == 0 && p.contains(probe))
+                || self.exclude.iter().any(|p| p.contains(probe))
+            {
+                continue;
+            }
+            let way = applier.host.route_lookup(probe, 0)?;
+            if way.as_ref().is_none_or(|way| way.interface != self.interface) {
+                let whose = way.map_or("nowhere".to_owned(), |w| format!("to {} (table {})", w.interface, w.table));
+                return Ok(Some(format!("{probe} goes {whose}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Rules or routes have changed: follows the tunnels around ours, and goes in front of another program's rules that
+    /// have come before ours.
+    pub fn look_after(
+        &mut self,
+        endpoint: IpAddr,
+        applier: &mut Applier,
+        guard: &mut Guard,
+        out: &mut dyn Output,
+    ) -> Result<(), Failure> {
+        let carriers = carrier::marks(&mut applier.host, endpoint, self.numbers.fwmark, &self.interface);
+        let around = carriers != self.carriers;
+        if around {
+            tracing::info!(?carriers, "the tunnels around ours have changed");
+            self.carriers = carriers;
+            guard.set_carriers(&self.carriers);
+            applier.make(guard.change())?;
+        }
+        let mut past = self.past(applier)?;
+        let before = self.numbers.priority;
+        if past.is_some() && self.turn() {
+            let rules = applier.host.rules()?;
+            self.numbers.priority = numbers::priority(&rules).unwrap_or(before);
+        }
+        let moved = self.numbers.priority != before;
+        if around || moved {
+            applier.replace_rules(routes::rules(&self.wanted()))?;
+            past = self.past(applier)?;
+        }
+        match &past {
+            None if moved => out.event(&Event::Warning(
+                "another program put its policy rules before ours; ours are in front again".to_owned(),
+            )),
+            Some(way) if !self.past => out.event(&Event::Warning(format!(
+                "another program's routes send traffic past the tunnel: {way}; {}. Find it: ip rule, ip route show table \
+                 all",
+                if guard.closes() { "the kill switch stops it" } else { "there is no kill switch to stop it" }
+            ))),
+            _ => {}
+        }
+        self.past = past.is_some();
+        Ok(())
+    }
+
+    fn turn(&mut self) -> bool {
+        let now = Instant::now();
+        if self.turned.is_none_or(|last| now.saturating_duration_since(last) > CALM) {
+            self.turns = 0;
+        }
+        self.turned = Some(now);
+        self.turns += 1;
+        self.turns <= TURNS
+    }
+}
