@@ -8,7 +8,7 @@
 mod file;
 pub mod value;
 
-pub use file::{ConfigError, ConfigFile, DEFAULT_CONFIG};
+pub use file::{ConfigError, ConfigFile};
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,10 +18,6 @@ use ipnetwork::IpNetwork;
 
 /// Default interface name.
 pub const DEFAULT_INTERFACE: &str = "peervpn0";
-/// Default `--state-dir`.
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/peervpn";
-/// Default `--run-dir`.
-pub const DEFAULT_RUN_DIR: &str = "/run/peervpn";
 /// Default `--timeout`.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Default `--retry`.
@@ -29,12 +25,12 @@ pub const DEFAULT_RETRY: u32 = 1;
 /// Default refresh interval of the mapping keeper: carrier NATs drop a mapping after 30 s (design §3).
 pub const DEFAULT_KEEPER_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Where things live; `--config`, `--state-dir`, `--run-dir` and their environment variables.
+/// Where things live; `--state-dir`, `--run-dir` and their environment variables. Each system has its own defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
-    /// Identity key, peers, journals; `/var/lib/peervpn`.
+    /// Identity key, peers, journals.
     pub state_dir: PathBuf,
-    /// Control sockets; `/run/peervpn`.
+    /// Control sockets.
     pub run_dir: PathBuf,
 }
 

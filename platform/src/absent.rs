@@ -19,9 +19,6 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
 #[derive(Debug)]
 pub enum SystemHost {}
 
-/// The name it has on Linux.
-pub type NetlinkHost = SystemHost;
-
 /// Opens the network stack.
 pub fn host() -> Result<SystemHost> {
     unsupported("changing the network configuration")
@@ -305,6 +302,49 @@ pub mod process {
     /// Waits until an interface's userspace device answers.
     pub fn wait_uapi(_interface: &str, _timeout: Duration) -> Result<()> {
         unsupported("the userspace back end")
+    }
+}
+
+/// Where a userspace device would be spoken to. Has no values: [`UapiListener::bind`] never succeeds.
+#[derive(Debug)]
+pub enum UapiListener {}
+
+impl UapiListener {
+    /// Listens for an interface.
+    pub fn bind(_interface: &str) -> std::io::Result<Self> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// The next connection.
+    pub async fn accept(&mut self) -> std::io::Result<std::net::TcpStream> {
+        match *self {}
+    }
+}
+
+/// Changes of the network.
+pub mod watch {
+    use super::unsupported;
+    use crate::Result;
+
+    /// Tells when the network has changed. Has no values: opening one never succeeds.
+    #[derive(Debug)]
+    pub enum NetworkWatch {}
+
+    impl NetworkWatch {
+        /// Watches links, addresses and routes.
+        pub fn open() -> Result<Self> {
+            unsupported("watching the network's configuration")
+        }
+
+        /// The same for the firewall.
+        pub fn open_firewall() -> Result<Self> {
+            unsupported("watching the firewall")
+        }
+
+        /// Takes every notification that waits; whether there was one.
+        pub fn drain(&self) -> bool {
+            match *self {}
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! What PeerVPN asks of an operating system.
 //!
 //! Plain types ([`types`], [`nft`]), two traits ([`Host`] for what the network stack holds, [`WireGuard`] for the
-//! device) and one module an operating system, selected here and nowhere else. Everything is synchronous; sockets come
-//! back non-blocking, for the caller's event loop. No decisions are taken here: callers say exactly what to do.
+//! device) and one module an operating system, selected here and nowhere else. Everything is synchronous, but for
+//! what each system awaits in a way of its own: [`os::ready`] (sockets and other sources, which come non-blocking),
+//! [`os::control`] and [`os::signals`]. No decisions are taken here: callers say exactly what to do.
 //! What a system cannot do returns [`Error::Unsupported`], never a silent success.
 
 #[cfg(any(unix, test))]
 mod bpf;
 pub mod datagram;
+pub mod files;
 #[cfg(any(unix, test))]
 mod messages;
 pub mod nft;

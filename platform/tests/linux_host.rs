@@ -6,13 +6,13 @@ use std::process::Command;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
-use peervpn_platform::os::{self, NetlinkHost};
+use peervpn_platform::os::{self, SystemHost};
 use peervpn_platform::types::*;
 use peervpn_platform::{Host, OUR_ALIAS, OUR_PROTOCOL};
 use serde_json::Value;
 
 /// Runs `test` in a thread with a fresh network namespace, loopback up.
-fn in_namespace(test: impl FnOnce(&mut NetlinkHost) + Send + 'static) {
+fn in_namespace(test: impl FnOnce(&mut SystemHost) + Send + 'static) {
     if !os::privileged() {
         println!("SKIP: root");
         return;

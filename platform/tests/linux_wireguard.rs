@@ -10,9 +10,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use peervpn_platform::os::process::*;
-use peervpn_platform::os::{self, files};
 use peervpn_platform::types::*;
 use peervpn_platform::{Error, Host, OUR_ALIAS, WireGuard};
+use peervpn_platform::{files, os};
 
 /// Whether `test` can run in a thread of a fresh network namespace, and its run.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {

@@ -7,19 +7,20 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::Context;
 use super::style::Style;
-use crate::config::{BackendChoice, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Places, Settings, value};
+use crate::config::{BackendChoice, Places, Settings, value};
+use crate::node::places;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub(super) struct GlobalArgs {
-    /// Read settings from this file [env: PEERVPN_CONFIG] [default: /etc/peervpn/config.toml]
     #[arg(long, global = true, value_name = "FILE")]
+    #[arg(help = place("Read settings from this file", "PEERVPN_CONFIG", places::CONFIG))]
     config: Option<PathBuf>,
-    /// Keep key, peers and journal here [env: PEERVPN_STATE_DIR] [default: /var/lib/peervpn]
     #[arg(long, global = true, value_name = "DIR")]
+    #[arg(help = place("Keep key, peers and journal here", "PEERVPN_STATE_DIR", places::STATE_DIR))]
     state_dir: Option<PathBuf>,
-    /// Keep control sockets here [env: PEERVPN_RUN_DIR] [default: /run/peervpn]
     #[arg(long, global = true, value_name = "DIR")]
+    #[arg(help = place("Keep control sockets here", "PEERVPN_RUN_DIR", places::RUN_DIR))]
     run_dir: Option<PathBuf>,
     /// Print one JSON object a line
     #[arg(long, global = true)]
@@ -30,6 +31,11 @@ pub(super) struct GlobalArgs {
     /// Say more about what is done; -vv and -vvv still more
     #[arg(short, long, global = true, action = ArgAction::Count, alias = "debug")]
     pub(super) verbose: u8,
+}
+
+/// Help for a place whose default differs from system to system.
+fn place(what: &str, variable: &str, default: &str) -> String {
+    format!("{what} [env: {variable}] [default: {default}]")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -55,8 +61,9 @@ impl GlobalArgs {
         };
         Context {
             places: Places {
-                state_dir: place(&self.state_dir, "PEERVPN_STATE_DIR").unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-                run_dir: place(&self.run_dir, "PEERVPN_RUN_DIR").unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+                state_dir: place(&self.state_dir, "PEERVPN_STATE_DIR")
+                    .unwrap_or_else(|| places::path(places::STATE_DIR)),
+                run_dir: place(&self.run_dir, "PEERVPN_RUN_DIR").unwrap_or_else(|| places::path(places::RUN_DIR)),
             },
             config: place(&self.config, "PEERVPN_CONFIG"),
             json: self.json,

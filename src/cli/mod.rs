@@ -32,6 +32,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use crate::config::{ConfigFile, Places};
 use crate::error::{Failure, Status};
 use crate::node::control::Response;
+use crate::node::places;
 use style::Style;
 
 /// A VPN between two people and no server: one runs `peervpn exit`, the other's traffic leaves through it.
@@ -99,7 +100,8 @@ struct Context {
 impl Context {
     /// The settings of the configuration file, for a command that changes the host.
     fn config_file(&self) -> Result<ConfigFile, Failure> {
-        ConfigFile::read(self.config.as_deref()).map_err(|error| Failure::from(error).host("unchanged"))
+        ConfigFile::read(self.config.as_deref(), &places::path(places::CONFIG))
+            .map_err(|error| Failure::from(error).host("unchanged"))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::config::{ConfigFile, value};
 use crate::nat::servers;
 use crate::nat::verdict::CanBeExit;
 use crate::node::nattest::{self, FamilyReport, Options, Report};
+use crate::node::places;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -33,7 +34,7 @@ pub(super) struct NattestArgs {
 
 /// Measures, then shows it.
 pub(super) fn run(args: NattestArgs, context: &Context) -> Outcome {
-    let file = ConfigFile::read(context.config.as_deref())?.for_exit();
+    let file = ConfigFile::read(context.config.as_deref(), &places::path(places::CONFIG))?.for_exit();
     let servers = said(args.stun_server).or(file.stun_server).unwrap_or_else(servers::default);
     if !context.json {
         let asked =

@@ -7,9 +7,6 @@ use toml::{Table, Value};
 use super::{Dns, Settings, value};
 use crate::error::Hint;
 
-/// Read when neither `--config` nor `PEERVPN_CONFIG` names a file, if it exists.
-pub const DEFAULT_CONFIG: &str = "/etc/peervpn/config.toml";
-
 /// Largest file that is read, in bytes: a settings file is a page of text.
 const MAX_SIZE: usize = 1 << 20;
 
@@ -177,9 +174,9 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the file that was named, which must exist, or [`DEFAULT_CONFIG`], which may not.
-    pub fn read(named: Option<&Path>) -> Result<Self, ConfigError> {
-        let file = named.unwrap_or(Path::new(DEFAULT_CONFIG));
+    /// Reads the file that was named, which must exist, or the default one, which may not.
+    pub fn read(named: Option<&Path>, default: &Path) -> Result<Self, ConfigError> {
+        let file = named.unwrap_or(default);
         match read_bounded(file) {
             Ok(text) => Self::parse(file, &text),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
@@ -404,7 +401,7 @@ mod tests {
     #[test]
     fn only_a_named_file_must_exist() {
         let missing = std::env::temp_dir().join("peervpn-no-such-file.toml");
-        let error = ConfigFile::read(Some(&missing)).unwrap_err();
+        let error = ConfigFile::read(Some(&missing), &missing).unwrap_err();
         assert!(matches!(error, ConfigError::Read { .. }));
         assert_eq!(Failure::from(error).status, crate::error::Status::Failed);
     }

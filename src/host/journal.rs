@@ -1,5 +1,5 @@
 //! The journal's format: one line a record, `CHECKSUM JSON\n`, where CHECKSUM is the first eight hex digits of SHA-256
-//! over the JSON. Append-only; `platform::os::files::Log` writes and syncs it.
+//! over the JSON. Append-only; `platform::files::Log` writes and syncs it.
 //!
 //! A record [`Record::Undo`] is on disk before its change is made, [`Record::Done`] after. A torn last line is what a
 //! power cut leaves and is ignored: its change was not made yet. Anything else that does not read is damage: the

@@ -5,8 +5,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use peervpn_platform::files;
 use peervpn_platform::nft::foreign::{Place, Position};
-use peervpn_platform::os::{self, NetlinkHost, files};
+use peervpn_platform::os::{self, SystemHost};
 use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route, Rule};
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
@@ -24,7 +25,7 @@ const DEVICE_GRACE: Duration = Duration::from_secs(2);
 /// The host under one node: what was changed so far, and how it is put back.
 pub struct Applier {
     /// Direct access, for reading and for what lives on our own link.
-    pub host: NetlinkHost,
+    pub host: SystemHost,
     /// This host has IPv6, and new interfaces get it.
     pub ipv6: bool,
     log: files::Log,
@@ -363,7 +364,7 @@ impl Applier {
 }
 
 /// Undoes an orphaned journal. Also returns what it said.
-pub fn undo_journal(host: &mut NetlinkHost, log: &mut files::Log) -> (Leftovers, Journal) {
+pub fn undo_journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journal) {
     let bytes = match log.contents() {
         Ok(bytes) => bytes,
         Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
@@ -383,7 +384,7 @@ pub fn undo_journal(host: &mut NetlinkHost, log: &mut files::Log) -> (Leftovers,
 
 /// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
 /// case that no journal tells. Kernel settings carry no mark.
-pub fn sweep(host: &mut NetlinkHost) -> Leftovers {
+pub fn sweep(host: &mut SystemHost) -> Leftovers {
     let mut left = Leftovers::default();
     let mut undos = Vec::new();
     match (host.links(), host.routes(), host.rules()) {
@@ -415,7 +416,7 @@ pub fn sweep(host: &mut NetlinkHost) -> Leftovers {
 }
 
 /// `log` is the journal that the undos are in; there is none for a sweep.
-fn undo_each(host: &mut NetlinkHost, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
+fn undo_each(host: &mut SystemHost, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
     let mut left = Leftovers::default();
     for undo in undos.iter().rev() {
         tracing::debug!(op = %undo, "host undo");
@@ -432,7 +433,7 @@ fn holds(routes: &[Route], route: &Route) -> bool {
     routes.iter().any(|r| key(r) == key(route))
 }
 
-fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
+fn do_change(host: &mut SystemHost, change: &Change) -> Result<(), Error> {
     match change {
         Change::Sysctl { key, value, .. } => host.set_sysctl(key, value),
         Change::Link { name } => host.create_wireguard_link(name),
@@ -455,7 +456,7 @@ fn do_change(host: &mut NetlinkHost, change: &Change) -> Result<(), Error> {
     }
 }
 
-fn do_undo(host: &mut NetlinkHost, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
+fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
     match undo {
         Undo::Sysctl { key, was, set, beside } => {
             let mut now = std::collections::BTreeMap::new();
@@ -526,7 +527,7 @@ fn do_undo(host: &mut NetlinkHost, undo: &Undo, log: Option<&mut files::Log>) ->
 }
 
 /// Writes settings; those of links that are gone went with them.
-fn put_settings(host: &mut NetlinkHost, values: &[(String, String)]) -> Result<(), Error> {
+fn put_settings(host: &mut SystemHost, values: &[(String, String)]) -> Result<(), Error> {
     for (key, value) in values {
         match host.set_sysctl(key, value) {
             Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => {}
@@ -538,7 +539,7 @@ fn put_settings(host: &mut NetlinkHost, values: &[(String, String)]) -> Result<(
 
 /// Brings up what lives on our link: WireGuard's settings, addresses, MTU. Goes with the link.
 pub fn bring_up(
-    host: &mut NetlinkHost,
+    host: &mut SystemHost,
     wireguard: &mut dyn peervpn_platform::WireGuard,
     interface: &str,
     config: &DeviceConfig,
@@ -553,7 +554,7 @@ pub fn bring_up(
 }
 
 /// The boot we are in; a journal of an earlier one describes kernel state that is gone.
-fn boot_id(host: &mut NetlinkHost) -> String {
+fn boot_id(host: &mut SystemHost) -> String {
     host.sysctl("kernel/random/boot_id").ok().flatten().unwrap_or_default()
 }
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::os::packet::InitiationTap;
+use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Backend, Family, PeerConfig};
 use peervpn_platform::{Host as _, WireGuard};
-use tokio::io::unix::AsyncFd;
 
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
@@ -18,7 +18,6 @@ use super::event::{Event, Output};
 use super::guard::Guard;
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::steer::Steering;
-use super::watch::watch;
 use super::{Ground, Started, StopSignals, block_on, carrier, end, fail, port_in_use, redeem, roam, settle, start};
 use crate::config::{ConnectOptions, Places};
 use crate::error::{self, Failure};
@@ -178,7 +177,7 @@ async fn bring_up(
     let interface = ground.interface.clone();
     let port = wireguard.state(&interface)?.listen_port;
     let wakeup = InitiationTap::open_wakeup(port)?;
-    let wakeup = watch(wakeup)?;
+    let wakeup = Watched::new(wakeup)?;
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
     let (interval, monitor) = mapping::pace(&options.node);
     let mut mapping = (!servers.is_empty())
@@ -365,15 +364,15 @@ fn no_handshake(target: &ConnectString, candidates: &[Candidate], limit: Duratio
 }
 
 /// Waits for a packet on our port; the packets themselves do not matter.
-async fn woken(tap: &AsyncFd<InitiationTap>) {
+async fn woken(tap: &Watched<InitiationTap>) {
     let mut buffer = [0; 256];
     loop {
-        let Ok(mut ready) = tap.readable().await else { return std::future::pending().await };
+        let Ok(ready) = tap.readable().await else { return std::future::pending().await };
         let mut any = false;
         while let Ok(Some(_)) = tap.get_ref().recv(&mut buffer) {
             any = true;
         }
-        ready.clear_ready();
+        ready.clear();
         if any {
             // our copy comes before WireGuard has worked on its own
             tokio::time::sleep(Duration::from_millis(1)).await;

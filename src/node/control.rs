@@ -1,11 +1,11 @@
-//! The control socket of a running node, `RUN_DIR/INTERFACE.sock` (0600): one JSON object a line each way.
+//! The control socket of a running node (`RUN_DIR/INTERFACE.sock`, 0600; on Windows a named pipe): one JSON object a line
+//! each way.
 //! `status`, `peers` and `down` speak to it.
 
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use peervpn_platform::os;
 use peervpn_platform::types::PeerState;
 use serde::{Deserialize, Serialize};
 
@@ -307,7 +307,7 @@ pub struct Server {
     requests: tokio::sync::mpsc::Receiver<Asked>,
     accepting: tokio::task::JoinHandle<()>,
     writing: std::sync::Arc<tokio::sync::Semaphore>,
-    path: Option<PathBuf>,
+    entry: Option<os::control::Entry>,
 }
 
 /// Connections served at a time; a further one waits.
@@ -315,33 +315,18 @@ const MAX_CONNECTIONS: usize = 16;
 /// How long an asker gets to send its request and take its answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
-/// The path of an interface's control socket.
-pub fn socket_path(places: &Places, interface: &str) -> PathBuf {
-    places.run_dir.join(format!("{interface}.sock"))
-}
-
 impl Server {
     /// Listens. The caller holds the interface's journal, so a socket file that is there is a dead node's.
     pub fn bind(places: &Places, interface: &str) -> Result<Server, Failure> {
-        let path = socket_path(places, interface);
-        let refused = |error: &dyn std::fmt::Display| {
-            Failure::new(
-                format!("cannot listen on the control socket {}: {error}", path.display()),
-                "choose another place with --run-dir DIR",
-            )
-        };
-        // the directory is 0700, so the socket is ours alone from its first moment
-        peervpn_platform::os::files::private_dir(&places.run_dir).map_err(|error| refused(&error))?;
-        let _ = std::fs::remove_file(&path);
-        let listener = tokio::net::UnixListener::bind(&path).map_err(|error| refused(&error))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|error| refused(&error))?;
+        let (mut listener, entry) = os::control::Listener::bind(&places.run_dir, interface)
+            .map_err(|error| Failure::new(error.to_string(), "choose another place with --run-dir DIR"))?;
         let (sender, requests) = tokio::sync::mpsc::channel(MAX_CONNECTIONS);
         let writing = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
         let slots = writing.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let Ok(slot) = slots.clone().acquire_owned().await else { return };
-                let Ok((stream, _)) = listener.accept().await else { return };
+                let Ok(stream) = listener.accept().await else { return };
                 let sender = sender.clone();
                 tokio::spawn(async move {
                     if let Err(error) = converse(stream, sender).await {
@@ -351,7 +336,7 @@ impl Server {
                 });
             }
         });
-        Ok(Server { requests, accepting, writing, path: Some(path) })
+        Ok(Server { requests, accepting, writing, entry: Some(entry) })
     }
 
     /// The next request.
@@ -366,9 +351,7 @@ impl Server {
     /// Takes no more requests; those that were taken can still be answered.
     pub fn close(&mut self) {
         self.accepting.abort();
-        if let Some(path) = self.path.take() {
-            let _ = std::fs::remove_file(path);
-        }
+        self.entry = None;
     }
 
     /// Waits, for a short while, until the answers under way are written.
@@ -388,9 +371,9 @@ impl Drop for Server {
     }
 }
 
-async fn converse(stream: tokio::net::UnixStream, node: tokio::sync::mpsc::Sender<Asked>) -> std::io::Result<()> {
+async fn converse(stream: os::control::Stream, node: tokio::sync::mpsc::Sender<Asked>) -> std::io::Result<()> {
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
-    let (read, mut write) = stream.into_split();
+    let (read, mut write) = tokio::io::split(stream);
     let mut line = Vec::new();
     let mut reader = tokio::io::BufReader::new(read.take(MAX_REQUEST));
     tokio::time::timeout(CONNECTION_LIMIT, reader.read_until(b'\n', &mut line)).await??;
@@ -440,9 +423,7 @@ pub fn meant(places: &Places, interface: Option<&str>) -> Result<String, Failure
 
 /// Asks the node on the interface that is [`meant`].
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
-    use std::io::{BufRead as _, Read as _, Write as _};
     let interface = meant(places, interface)?;
-    let path = socket_path(places, &interface);
     let refused = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
             Failure::new(format!("the node on {interface} answers root only"), "run it as root, for example with sudo")
@@ -465,13 +446,9 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
             "if it hangs, end its process, then: sudo peervpn recover",
         ),
     };
-    let mut stream = std::os::unix::net::UnixStream::connect(&path).map_err(refused)?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT)).map_err(refused)?;
     let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
     bytes.push(b'\n');
-    stream.write_all(&bytes).map_err(refused)?;
-    let mut line = Vec::new();
-    std::io::BufReader::new(stream.take(MAX_ANSWER)).read_until(b'\n', &mut line).map_err(refused)?;
+    let line = os::control::ask(&places.run_dir, &interface, &bytes, MAX_ANSWER, ANSWER_LIMIT).map_err(refused)?;
     let response = serde_json::from_slice(&line).map_err(|error| {
         Failure::new(
             format!("the node on {interface} ended without a sensible answer ({error})"),
@@ -515,16 +492,9 @@ pub fn orphaned(places: &Places, interface: &str) -> bool {
     std::fs::metadata(super::apply::journal_path(places, interface)).is_ok_and(|journal| journal.len() > 0)
 }
 
-/// Interfaces with a control socket that somebody answers, sorted.
+/// Interfaces whose node answers, sorted.
 pub fn running(places: &Places) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(&places.run_dir) else { return Vec::new() };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(".sock").map(str::to_owned))
-        .filter(|name| std::os::unix::net::UnixStream::connect(socket_path(places, name)).is_ok())
-        .collect();
-    names.sort();
-    names
+    os::control::running(&places.run_dir)
 }
 
 /// A failure as an answer.

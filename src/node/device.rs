@@ -8,13 +8,8 @@ use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
 use peervpn_platform::os::{self, launch};
 use peervpn_platform::types::Capability;
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::Failure;
-
-/// Where wg(8) looks for UAPI sockets.
-const SOCKETS: &str = "/var/run/wireguard";
 
 /// The hidden subcommand's name.
 pub const SUBCOMMAND: &str = "__userspace-device";
@@ -51,18 +46,14 @@ fn bundled(interface: &str) -> Result<(), Failure> {
         let (client, server) = UapiServer::new();
         let mut device = builder.with_uapi(server).build().await.map_err(|error| failed(&error))?;
         // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic
-        let socket = Path::new(SOCKETS).join(format!("{interface}.sock"));
-        let _ = std::fs::remove_file(&socket);
-        std::fs::create_dir_all(SOCKETS).map_err(|error| failed(&error))?;
-        let listener = UnixListener::bind(socket).map_err(|error| failed(&error))?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(|error| failed(&error))?;
+        let mut listener = os::UapiListener::bind(interface).map_err(|error| failed(&error))?;
+        let mut stop = os::signals::StopSignals::install()?;
         loop {
             tokio::select! {
                 () = device.wait() => break,
-                _ = terminate.recv() => break,
+                () = stop.recv() => break,
                 accepted = listener.accept() => {
-                    let stream = accepted.and_then(|(stream, _)| stream.into_std());
-                    if let Ok(stream) = stream && stream.set_nonblocking(false).is_ok() {
+                    if let Ok(stream) = accepted {
                         client.clone().wrap_read_write(stream);
                     }
                 }

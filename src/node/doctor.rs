@@ -1,7 +1,8 @@
 //! `doctor`: what would stop `exit` or `connect` on this machine, and the command that mends it. Changes nothing.
 
+use peervpn_platform::files;
 use peervpn_platform::nft::foreign::Verdict;
-use peervpn_platform::os::{self, NetlinkHost, files};
+use peervpn_platform::os::{self, SystemHost};
 use peervpn_platform::types::{Family, RouteLookup};
 use peervpn_platform::{Host as _, OUR_ALIAS};
 use serde::Serialize;
@@ -156,7 +157,7 @@ fn files_of_ours(places: &Places, notes: &mut Notes) {
     }
 }
 
-fn network(host: &mut NetlinkHost, interface: &str, notes: &mut Notes) {
+fn network(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
     match host.link(interface) {
         Ok(Some(link)) if link.alias.as_deref() != Some(OUR_ALIAS) => notes.stop(
             "interface",
@@ -213,7 +214,7 @@ fn network(host: &mut NetlinkHost, interface: &str, notes: &mut Notes) {
 }
 
 /// How this host reaches the internet.
-fn ways(host: &mut NetlinkHost, notes: &mut Notes) {
+fn ways(host: &mut SystemHost, notes: &mut Notes) {
     let mut ways: Vec<(Family, RouteLookup)> = Vec::new();
     for probe in PROBES {
         if let Ok(Some(way)) = host.route_lookup(probe, 0) {
@@ -248,7 +249,7 @@ fn ways(host: &mut NetlinkHost, notes: &mut Notes) {
     }
 }
 
-fn firewall(host: &mut NetlinkHost, interface: &str, notes: &mut Notes) {
+fn firewall(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
     match host.seen_chains() {
         Ok(chains) => {
             notes.ok("firewall", "nftables works");

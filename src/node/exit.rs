@@ -15,9 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use peervpn_platform::os::packet::InitiationTap;
+use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Family, RouteLookup};
 use peervpn_platform::{Host as _, WireGuard};
-use tokio::io::unix::AsyncFd;
 
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
@@ -25,7 +25,6 @@ use super::dns;
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
 use super::portmap::{self, PortMap};
-use super::watch::watch;
 use super::{
     Ground, Started, StopSignals, block_on, end, fail, port_in_use, roam, service, settle, start, state, stun,
 };
@@ -109,7 +108,7 @@ struct Exit<'a> {
     questions: Option<admit::Questions>,
 }
 
-type Up<'a> = (Exit<'a>, AsyncFd<InitiationTap>);
+type Up<'a> = (Exit<'a>, Watched<InitiationTap>);
 
 async fn bring_up<'a>(
     ground: &mut Ground,
@@ -179,7 +178,7 @@ async fn bring_up<'a>(
     ground.applier.host.add_routes(&routes)?;
     ground.applier.verify()?;
 
-    let tap = watch(tap)?;
+    let tap = Watched::new(tap)?;
     let own: Vec<_> = addresses.to_vec().into_iter().filter(|address| address.is_ipv4() || ipv6).collect();
     let service = match service::Server::bind(&own).await {
         Ok(service) => Some(service),
@@ -292,7 +291,7 @@ impl Exit<'_> {
     /// Until a signal, or `down`: then the request to be answered when the host is put back.
     async fn serve(
         &mut self,
-        tap: &AsyncFd<InitiationTap>,
+        tap: &Watched<InitiationTap>,
         server: &mut control::Server,
         mut guard: settle::Guard,
         signals: &mut StopSignals,
@@ -305,9 +304,9 @@ impl Exit<'_> {
             tokio::select! {
                 () = signals.recv() => return None,
                 ready = tap.readable() => {
-                    let Ok(mut ready) = ready else { return None };
+                    let Ok(ready) = ready else { return None };
                     if self.initiations(tap.get_ref(), out) {
-                        ready.clear_ready();
+                        ready.clear();
                     }
                 }
                 asked = server.next() => {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use peervpn_platform::os::files;
+use peervpn_platform::files;
 use peervpn_platform::types::Family;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;

@@ -6,13 +6,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use peervpn_platform::Host;
-use peervpn_platform::os::{self, raw, raw::RawStun};
-use tokio::io::unix::AsyncFd;
+use peervpn_platform::os::{self, raw, raw::RawStun, ready::Watched};
 use tokio::task::JoinHandle;
 
 use super::apply::Applier;
 use super::stun::transaction_id;
-use super::watch::watch;
 use crate::config::NodeOptions;
 use crate::error::Failure;
 use crate::nat::keeper::{Event, Keeper, Known};
@@ -24,7 +22,7 @@ const ADDRESSES_PER_NAME: usize = 2;
 
 /// The mapping of one port, watched.
 pub struct MappingWatch {
-    socket: AsyncFd<RawStun>,
+    socket: Watched<RawStun>,
     fwmark: u32,
     interval: Duration,
     names: Vec<String>,
@@ -44,7 +42,7 @@ impl MappingWatch {
         interval: Duration,
     ) -> Result<MappingWatch, Failure> {
         Ok(MappingWatch {
-            socket: watch(RawStun::open(port, fwmark)?)?,
+            socket: Watched::new(RawStun::open(port, fwmark)?)?,
             fwmark,
             interval,
             names: servers.to_vec(),
@@ -95,12 +93,12 @@ impl MappingWatch {
                             self.events.extend(keeper.handle_timeout(Instant::now()));
                         }
                         ready = self.socket.readable() => {
-                            let Ok(mut ready) = ready else { return std::future::pending().await };
+                            let Ok(ready) = ready else { return std::future::pending().await };
                             let mut buffer = [0; raw::BUFFER_LEN];
                             while let Ok(Some((from, message))) = self.socket.get_ref().recv(&mut buffer) {
                                 self.events.extend(keeper.handle(from, message, Instant::now()));
                             }
-                            ready.clear_ready();
+                            ready.clear();
                         }
                     }
                 }

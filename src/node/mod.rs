@@ -34,16 +34,16 @@ mod settle;
 pub mod state;
 mod steer;
 pub mod stun;
-mod watch;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+pub use peervpn_platform::os::places;
+use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
 use peervpn_platform::types::{Backend, DeviceConfig};
-use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 
 use apply::{Applier, Leftovers};
 use control::{Request, Response};
@@ -88,7 +88,7 @@ impl Ground {
         if !os::privileged() {
             return Err(not_root(mode));
         }
-        os::files::private_dir(&places.state_dir).map_err(apply::unwritable)?;
+        files::private_dir(&places.state_dir).map_err(apply::unwritable)?;
         let (backend, program) = choose_backend(&options.backend)?;
         let key = state::key_or_new(places)?;
         let mut applier = Applier::open(places, &options.interface, mode, out)?;
@@ -219,36 +219,6 @@ pub fn not_root(command: &str) -> Failure {
         format!("run it as root: sudo peervpn {command}{rest}"),
     )
     .host("unchanged")
-}
-
-/// SIGINT, SIGTERM and SIGHUP as one stream. From the moment it exists no signal cuts an undo short.
-struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl StopSignals {
-    fn install() -> Result<StopSignals, Failure> {
-        let install = |kind| {
-            signal(kind).map_err(|error| {
-                Failure::new(format!("cannot watch for signals: {error}"), "free some file descriptors")
-            })
-        };
-        Ok(StopSignals {
-            interrupt: install(SignalKind::interrupt())?,
-            terminate: install(SignalKind::terminate())?,
-            hangup: install(SignalKind::hangup())?,
-        })
-    }
-
-    async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
 }
 
 /// Runs a node to its end on one thread. Name look-ups that still hang do not hold up the end.

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use peervpn_platform::os::{self, files};
+use peervpn_platform::{files, os};
 
 use super::control::{self, Changed, PeerStatus, PendingPeer, Request, Response};
 use super::{apply, state};

@@ -1,9 +1,8 @@
 //! `recover`: put the host back after nodes that were killed.
 
-use peervpn_platform::os::{self, files};
+use peervpn_platform::{files, os};
 
 use super::apply::{self, Leftovers};
-use super::control;
 use super::event::{Event, Output};
 use crate::config::Places;
 use crate::error::Failure;
@@ -51,7 +50,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
                     )));
                 }
                 if left.none() {
-                    let _ = std::fs::remove_file(control::socket_path(places, &interface));
+                    os::control::forget(&places.run_dir, &interface);
                     log.remove().map_err(unwritable)?;
                 }
                 done.left.extend(left.0);

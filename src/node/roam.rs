@@ -6,13 +6,12 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use peervpn_platform::os::ready::Watched;
 use peervpn_platform::os::watch::NetworkWatch;
 use peervpn_platform::types::{PeerConfig, PeerState, RouteLookup};
 use peervpn_platform::{Host, WireGuard};
-use tokio::io::unix::AsyncFd;
 
 use super::event::Event;
-use super::watch::watch;
 use crate::error::Failure;
 use crate::tunnel;
 
@@ -23,19 +22,19 @@ const SETTLE_MAX: Duration = Duration::from_secs(1);
 
 /// Tells when the network has changed and come to rest.
 pub struct Changes {
-    watch: AsyncFd<NetworkWatch>,
+    watch: Watched<NetworkWatch>,
     since: Option<(Instant, Instant)>,
 }
 
 impl Changes {
     /// From now on.
     pub fn watch() -> Result<Changes, Failure> {
-        Ok(Changes { watch: watch(NetworkWatch::open()?)?, since: None })
+        Ok(Changes { watch: Watched::new(NetworkWatch::open()?)?, since: None })
     }
 
     /// The same for the firewall.
     pub fn watch_firewall() -> Result<Changes, Failure> {
-        Ok(Changes { watch: watch(NetworkWatch::open_firewall()?)?, since: None })
+        Ok(Changes { watch: Watched::new(NetworkWatch::open_firewall()?)?, since: None })
     }
 
     /// The network has changed and come to rest. Can be dropped and called again at any time.
@@ -44,12 +43,12 @@ impl Changes {
             let due = self.since.map(|(first, last)| (last + SETTLE).min(first + SETTLE_MAX));
             tokio::select! {
                 ready = self.watch.readable() => {
-                    let Ok(mut ready) = ready else { return std::future::pending().await };
+                    let Ok(ready) = ready else { return std::future::pending().await };
                     if self.watch.get_ref().drain() {
                         let now = Instant::now();
                         self.since = Some((self.since.map_or(now, |(first, _)| first), now));
                     }
-                    ready.clear_ready();
+                    ready.clear();
                 }
                 () = sleep_until(due) => {
                     self.since = None;

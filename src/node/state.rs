@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use peervpn_platform::os::files;
+use peervpn_platform::files;
 use zeroize::Zeroizing;
 
 use super::apply::unwritable;

@@ -5,27 +5,40 @@
 mod bpf;
 mod caps;
 mod clock;
+#[path = "../unix/control.rs"]
+pub mod control;
 pub mod dns;
-pub mod files;
 mod host;
 pub mod launch;
+mod lock;
 mod nft;
 mod notify;
 pub mod packet;
+pub mod places;
+#[path = "../unix/private.rs"]
+pub(crate) mod private;
 mod privilege;
 pub mod process;
 pub mod raw;
+#[path = "../unix/ready.rs"]
+pub mod ready;
 mod route;
+#[path = "../unix/signals.rs"]
+pub mod signals;
 mod sysctl;
 mod uapi;
+#[path = "../unix/uapi_listener.rs"]
+mod uapi_listener;
 pub mod udp;
 pub mod watch;
 mod wireguard;
 
 pub use caps::{legacy_tables, listening_ports, port_holder, privileged};
 pub use clock::local_time;
-pub use host::{NetlinkHost, host};
+pub use host::{NetlinkHost as SystemHost, host};
+pub(crate) use lock::lock_holder;
 pub use notify::{notify, watchdog};
 pub use privilege::{confine, confine_thread, reachable, writable};
 pub use uapi::UapiWireGuard;
+pub use uapi_listener::UapiListener;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

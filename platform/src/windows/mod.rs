@@ -2,14 +2,23 @@
 //! end (WireGuardNT), packet taps and files for our eyes only (they need an access control list) are not there yet and
 //! say so with [`crate::Error::Unsupported`].
 
+use std::sync::Arc;
+
 #[path = "../absent.rs"]
+#[allow(dead_code, reason = "shared by systems that lack different things")]
 mod absent;
-pub mod files;
+pub mod control;
+pub mod places;
+pub(crate) mod private;
+pub mod ready;
+mod security;
+pub mod signals;
+mod text;
 pub mod udp;
 
 pub use absent::{
-    NetlinkHost, SystemHost, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
-    listening_ports, local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watchdog,
+    SystemHost, UapiListener, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
+    listening_ports, local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watch, watchdog,
     wireguard, writable,
 };
 
@@ -17,4 +26,22 @@ pub use absent::{
 /// unsupported, which is the cause that the person must hear.
 pub fn privileged() -> bool {
     true
+}
+
+impl ready::Source for packet::InitiationTap {
+    fn signal(&self) -> &Arc<ready::Signal> {
+        match *self {}
+    }
+}
+
+impl ready::Source for raw::RawStun {
+    fn signal(&self) -> &Arc<ready::Signal> {
+        match *self {}
+    }
+}
+
+impl ready::Source for watch::NetworkWatch {
+    fn signal(&self) -> &Arc<ready::Signal> {
+        match *self {}
+    }
 }

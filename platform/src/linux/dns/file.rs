@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::super::files;
+use crate::files;
 use crate::types::{FileState, ResolvConf};
 use crate::{Error, Result};
 

@@ -1,94 +1,84 @@
 //! State files: written so that a crash leaves the old or the new one, read within bounds, and the journal's log with
-//! its lock. Symbolic links are never followed in the last component.
+//! its lock. Symbolic links are never followed in the last component. What differs from system to system is in
+//! `os::private`: modes on a Unix, access control lists on Windows.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use crate::os::{private, process};
 use crate::{Error, Result};
 
 /// Longest log that is read back, in bytes.
 const LOG_MAX: u64 = 64 << 20;
+/// How long the lock of a dead process may last.
+const ORPHANED: Duration = Duration::from_secs(2);
 
-fn refuse(reason: &'static str) -> io::Error {
+pub(crate) fn refuse(reason: &'static str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, reason)
 }
 
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
 
-/// Makes a rename, a creation or a removal in the directory of `path` last; fsync(2).
-fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(parent(path))?.sync_all()
-}
-
-/// Options that follow no link and hang on no FIFO.
-fn careful() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    options
-}
-
-/// Makes sure that a directory for our eyes only is there: created with mode 0700, its parents with the usual mode.
-/// One that is there already must be a real directory, ours (or root's), and writable by nobody else.
+/// Makes sure that a directory for our eyes only is there: created with mode 0700 (Windows: for the system, the
+/// administrators and its owner), its parents with the usual rights. One that is there already must be a real
+/// directory, ours (or the administrator's), and writable by nobody else.
 pub fn private_dir(path: &Path) -> Result<()> {
     let make = || -> io::Result<()> {
         fs::create_dir_all(parent(path))?;
-        match DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => return sync_parent(path),
+        match private::make_dir(path) {
+            Ok(()) => return private::sync_parent(path),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }
-        let found = fs::symlink_metadata(path)?;
-        // SAFETY: geteuid(2) always succeeds and touches no memory.
-        let us = unsafe { libc::geteuid() };
-        if !found.is_dir() {
+        if !fs::symlink_metadata(path)?.is_dir() {
             return Err(refuse("it is not a directory of its own"));
         }
-        if found.uid() != us && found.uid() != 0 {
-            return Err(refuse("it belongs to another user"));
-        }
-        if found.mode() & 0o022 != 0 {
-            return Err(refuse("others may write to it"));
-        }
-        Ok(())
+        private::check_dir(path)
     };
     make().map_err(|e| Error::system(format!("use directory {}", path.display()), e))
 }
 
-/// Writes a file with this mode so that after a crash the old content or the new one is there, never a part.
+/// Writes a file with this mode so that after a crash the old content or the new one is there, never a part. On Windows
+/// a mode that lets others read leaves the rights to the directory, any other is for those of [`private_dir`].
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
     let write = || -> io::Result<()> {
-        let name = path.file_name().ok_or_else(|| refuse("it names no file"))?.to_string_lossy();
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = parent(path).join(format!(".{name}.{}-{count}.tmp", std::process::id()));
-        let mut file = careful().write(true).create_new(true).mode(mode).open(&temporary)?;
-        let mut finish = || -> io::Result<()> {
-            // the mode as asked for, whatever the umask
-            file.set_permissions(fs::Permissions::from_mode(mode))?;
+        let name = path.file_name().ok_or_else(|| refuse("it names no file"))?;
+        let temporary = parent(path).join(format!(".{}.{}.tmp", name.to_string_lossy(), unique()));
+        let mut file = private::create_new(&temporary, mode)?;
+        let finish = || -> io::Result<()> {
             file.write_all(bytes)?;
             file.sync_all()?;
+            // Windows renames no file that is open
+            drop(file);
             fs::rename(&temporary, path)
         };
         finish().inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
         })?;
-        sync_parent(path)
+        private::sync_parent(path)
     };
     write().map_err(|e| Error::system(format!("write {}", path.display()), e))
+}
+
+/// Different for every call on this machine.
+fn unique() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("{}-{now}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Reads a regular file of at most `max` bytes; `None` if there is none. A larger one is an error.
 pub fn read_bounded(path: &Path, max: usize) -> Result<Option<Vec<u8>>> {
     let read = || -> io::Result<Option<Vec<u8>>> {
-        let mut file = match careful().read(true).open(path) {
+        let mut file = match private::careful().read(true).open(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
@@ -107,7 +97,7 @@ pub fn read_bounded(path: &Path, max: usize) -> Result<Option<Vec<u8>>> {
     read().map_err(|e| Error::system(format!("read {}", path.display()), e))
 }
 
-/// An append-only file, locked for as long as it is open.
+/// An append-only file, mode 0600, locked (on a Unix with flock(2)) for as long as it is open.
 #[derive(Debug)]
 pub struct Log {
     file: File,
@@ -124,28 +114,35 @@ pub enum LogOpen {
 }
 
 impl Log {
-    /// Opens or creates the file and locks it.
+    /// Opens or creates the file and locks it. One on a read-only file system can be read, neither appended to nor
+    /// removed.
     pub fn open(path: &Path) -> Result<LogOpen> {
         let open = || -> io::Result<LogOpen> {
+            let deadline = Instant::now() + ORPHANED;
             loop {
-                let file = careful().read(true).append(true).create(true).mode(0o600).open(path)?;
-                let opened = file.metadata()?;
-                if !opened.is_file() {
+                let file = private::open_log(path)?;
+                if !file.metadata()?.is_file() {
                     return Err(refuse("it is not a regular file"));
                 }
                 match file.try_lock() {
                     Ok(()) => {}
-                    Err(TryLockError::WouldBlock) => return Ok(LogOpen::Busy(None)),
+                    Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => continue,
                     Err(TryLockError::Error(e)) => return Err(e),
+                    Err(TryLockError::WouldBlock) => {
+                        let holder = private::lock_holder(&file);
+                        // a child that its parent had just forked when it was killed holds the lock until its exec
+                        let dead = holder.is_some_and(|pid| process::process_id(pid).is_none());
+                        if dead && Instant::now() < deadline {
+                            std::thread::sleep(Duration::from_millis(5));
+                            continue;
+                        }
+                        return Ok(LogOpen::Busy(holder));
+                    }
                 }
                 // its holder may have removed it between our open and our lock: then we hold a file without a name
-                match fs::symlink_metadata(path) {
-                    Ok(named) if named.ino() == opened.ino() && named.dev() == opened.dev() => {
-                        sync_parent(path)?;
-                        return Ok(LogOpen::Locked(Log { file, path: path.to_owned() }));
-                    }
-                    Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-                    _ => {}
+                if private::is_named(&file, path)? {
+                    private::sync_parent(path)?;
+                    return Ok(LogOpen::Locked(Log { file, path: path.to_owned() }));
                 }
             }
         };
@@ -172,12 +169,23 @@ impl Log {
         Ok(bytes)
     }
 
-    /// Appends and returns when it is on the disk. After a failure the file is as it was, as far as the system lets us.
+    /// Appends in one system call and returns when it is on the disk. After a failure the file is as it was, as far as
+    /// the system lets us.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let before = self.len()?;
         let write = || -> io::Result<()> {
-            (&self.file).write_all(bytes)?;
-            self.file.sync_data()
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(before))?;
+            let written = loop {
+                match file.write(bytes) {
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    other => break other?,
+                }
+            };
+            if written != bytes.len() {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            file.sync_data()
         };
         write().map_err(|e| {
             let _ = self.file.set_len(before);
@@ -195,12 +203,13 @@ impl Log {
         Ok(self.len()? == 0)
     }
 
-    /// Removes the file, then gives the lock up.
+    /// Removes the file and gives the lock up.
     pub fn remove(self) -> Result<()> {
-        let remove = || -> io::Result<()> {
-            fs::remove_file(&self.path)?;
-            sync_parent(&self.path)
-        };
-        remove().map_err(|e| self.failed("remove", e))
+        let Log { file, path } = self;
+        private::remove_open(file, &path).map_err(|e| Error::system(format!("remove {}", path.display()), e))
     }
 }
+
+#[cfg(test)]
+#[path = "files/tests.rs"]
+pub(crate) mod tests;

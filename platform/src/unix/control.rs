@@ -1,0 +1,81 @@
+//! The control socket of a node: `RUN_DIR/INTERFACE.sock`, mode 0600 in a directory of mode 0700.
+
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{Error, Result, files};
+
+/// One connection; reads and writes in the event loop.
+pub type Stream = tokio::net::UnixStream;
+
+/// The node's end.
+#[derive(Debug)]
+pub struct Listener(tokio::net::UnixListener);
+
+/// What others find the node's end by; removed when dropped.
+#[derive(Debug)]
+pub struct Entry(PathBuf);
+
+/// The socket's path.
+fn path(run_dir: &Path, interface: &str) -> PathBuf {
+    run_dir.join(format!("{interface}.sock"))
+}
+
+impl Listener {
+    /// Listens. The caller holds the interface's journal, so a socket that is there is a dead node's.
+    pub fn bind(run_dir: &Path, interface: &str) -> Result<(Listener, Entry)> {
+        // ours alone from its first moment, because of the directory
+        files::private_dir(run_dir)?;
+        let path = path(run_dir, interface);
+        let bind = || {
+            let _ = std::fs::remove_file(&path);
+            let socket = tokio::net::UnixListener::bind(&path)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+            Ok(socket)
+        };
+        let socket =
+            bind().map_err(|error: io::Error| Error::system(format!("listen on {}", path.display()), error))?;
+        Ok((Listener(socket), Entry(path)))
+    }
+
+    /// The next connection. Can be dropped and called again at any time.
+    pub async fn accept(&mut self) -> io::Result<Stream> {
+        self.0.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Asks a node: sends one line, returns the line it answers (at most `max` bytes of it), waits no longer than `limit`.
+pub fn ask(run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Duration) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(path(run_dir, interface))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(line)?;
+    let mut answer = Vec::new();
+    io::BufReader::new(stream.take(max)).read_until(b'\n', &mut answer)?;
+    Ok(answer)
+}
+
+/// Interfaces whose node answers, sorted.
+pub fn running(run_dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(run_dir) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(".sock").map(str::to_owned))
+        .filter(|name| UnixStream::connect(path(run_dir, name)).is_ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Removes what a dead node was found by.
+pub fn forget(run_dir: &Path, interface: &str) {
+    let _ = std::fs::remove_file(path(run_dir, interface));
+}

@@ -1,0 +1,144 @@
+//! The control pipe of a node, for administrators and the system. Its name lies where only they can make one, so nobody
+//! else can sit there and wait for our commands. `RUN_DIR` holds a file for each node that runs, since pipes have no
+//! directory that could be moved.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::os::windows::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tokio::net::windows::named_pipe::{NamedPipeServer, ServerOptions};
+use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_PIPE_BUSY};
+use windows_sys::Win32::Storage::FileSystem::SECURITY_IDENTIFICATION;
+use windows_sys::Win32::System::Pipes::WaitNamedPipeW;
+
+use super::security::{self, Descriptor};
+use super::text::wide;
+use crate::{Error, Result, files};
+
+/// One connection; reads and writes in the event loop.
+pub type Stream = NamedPipeServer;
+
+/// The node's end.
+#[derive(Debug)]
+pub struct Listener {
+    /// Waits for the next connection.
+    next: NamedPipeServer,
+    name: String,
+    descriptor: Descriptor,
+}
+
+/// What others find the node's end by; removed when dropped.
+#[derive(Debug)]
+pub struct Entry(PathBuf);
+
+/// How long the end of a node that has just stopped may last.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The pipe's name. Names below `ProtectedPrefix\Administrators` are for administrators to make.
+fn name(interface: &str) -> String {
+    format!(r"\\.\pipe\ProtectedPrefix\Administrators\PeerVPN\{interface}")
+}
+
+/// The file that says that a node was started.
+fn marker(run_dir: &Path, interface: &str) -> PathBuf {
+    run_dir.join(format!("{interface}.pipe"))
+}
+
+impl Listener {
+    /// Listens. The caller holds the interface's journal, so a marker that is there is a dead node's.
+    pub fn bind(run_dir: &Path, interface: &str) -> Result<(Listener, Entry)> {
+        files::private_dir(run_dir)?;
+        let name = name(interface);
+        let listen = || -> io::Result<(NamedPipeServer, Descriptor)> {
+            let descriptor = Descriptor::parse(security::OBJECT)?;
+            let deadline = Instant::now() + LINGER;
+            loop {
+                // the first of its name, so that no other program has an end of it
+                match instance(&name, &descriptor, true) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied && Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    other => return Ok((other?, descriptor)),
+                }
+            }
+        };
+        let (next, descriptor) = listen().map_err(|error| Error::system(format!("listen on {name}"), error))?;
+        let marker = marker(run_dir, interface);
+        files::write_atomic(&marker, name.as_bytes(), 0o600)?;
+        Ok((Listener { next, name, descriptor }, Entry(marker)))
+    }
+
+    /// The next connection. Can be dropped and called again at any time.
+    pub async fn accept(&mut self) -> io::Result<Stream> {
+        self.next.connect().await?;
+        let fresh = instance(&self.name, &self.descriptor, false)?;
+        Ok(std::mem::replace(&mut self.next, fresh))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn instance(name: &str, descriptor: &Descriptor, first: bool) -> io::Result<NamedPipeServer> {
+    let mut options = ServerOptions::new();
+    options.first_pipe_instance(first).reject_remote_clients(true);
+    let mut attributes = descriptor.attributes();
+    // SAFETY: SECURITY_ATTRIBUTES whose descriptor lives through the call.
+    unsafe { options.create_with_security_attributes_raw(name, (&raw mut attributes).cast()) }
+}
+
+/// Asks a node: sends one line, returns the line it answers (at most `max` bytes of it), waits no longer than `limit`.
+pub fn ask(_run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Duration) -> io::Result<Vec<u8>> {
+    let name = name(interface);
+    let deadline = Instant::now() + limit;
+    let mut pipe = loop {
+        // the node may know who asks, and no more
+        let opened = OpenOptions::new().read(true).write(true).security_qos_flags(SECURITY_IDENTIFICATION).open(&name);
+        match opened {
+            // between two instances
+            Err(error) if error.raw_os_error() == Some(ERROR_PIPE_BUSY as i32) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => break other?,
+        }
+    };
+    pipe.write_all(line)?;
+    let (sender, answer) = mpsc::channel();
+    // reading from a pipe knows no time limit
+    std::thread::spawn(move || {
+        let mut answer = Vec::new();
+        let outcome = io::BufReader::new(pipe.take(max)).read_until(b'\n', &mut answer);
+        let _ = sender.send(outcome.map(|_| answer));
+    });
+    answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Interfaces whose node answers, sorted.
+pub fn running(run_dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(run_dir) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(".pipe").map(str::to_owned))
+        .filter(|interface| exists(&name(interface)))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Whether a pipe of that name is there, busy or not.
+fn exists(name: &str) -> bool {
+    // SAFETY: a string that ends with zero; 1 ms, since 0 would mean the pipe's own default.
+    let found = unsafe { WaitNamedPipeW(wide(name).as_ptr(), 1) };
+    found != 0 || io::Error::last_os_error().raw_os_error() != Some(ERROR_FILE_NOT_FOUND as i32)
+}
+
+/// Removes what a dead node was found by.
+pub fn forget(run_dir: &Path, interface: &str) {
+    let _ = std::fs::remove_file(marker(run_dir, interface));
+}

@@ -1,0 +1,118 @@
+//! What [`crate::files`] needs from Windows: access control lists, reparse points, sharing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::windows::fs::OpenOptionsExt;
+use std::os::windows::io::FromRawHandle;
+use std::path::Path;
+use std::ptr::null_mut;
+
+use windows_sys::Win32::Foundation::{GENERIC_READ, GENERIC_WRITE, INVALID_HANDLE_VALUE};
+use windows_sys::Win32::Storage::FileSystem::{
+    CREATE_NEW, CreateDirectoryW, CreateFileW, FILE_ATTRIBUTE_NORMAL, FILE_FLAG_OPEN_REPARSE_POINT, FILE_SHARE_READ,
+    FILE_SHARE_WRITE, OPEN_ALWAYS,
+};
+
+use super::security::{self, Descriptor, Standing};
+use super::text::wide;
+use crate::files::refuse;
+
+/// Options that follow no link in the last component; CreateFileW.
+pub(crate) fn careful() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(FILE_FLAG_OPEN_REPARSE_POINT);
+    options
+}
+
+/// Windows writes directory entries through on its own; there is nothing to ask for.
+pub(crate) fn sync_parent(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Creates a directory for the system, the administrators and its owner. One that is there is an error.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    let descriptor = Descriptor::parse(security::DIRECTORY)?;
+    // SAFETY: a path that ends with zero, and attributes whose descriptor lives through the call.
+    match unsafe { CreateDirectoryW(wide(path).as_ptr(), &descriptor.attributes()) } {
+        0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory that is not ours (or the administrators'), or that others may write to.
+pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
+    match security::standing(path)? {
+        Standing::Ours => Ok(()),
+        Standing::Foreign => Err(refuse("it belongs to another user")),
+        Standing::Loose => Err(refuse("others may write to it")),
+    }
+}
+
+/// Opens a file for reading and writing that only the three may use when it is new.
+fn open_private(path: &Path, share: u32, how: u32) -> io::Result<File> {
+    let descriptor = Descriptor::parse(security::OBJECT)?;
+    // SAFETY: a path that ends with zero, and attributes whose descriptor lives through the call.
+    let handle = unsafe {
+        CreateFileW(
+            wide(path).as_ptr(),
+            GENERIC_READ | GENERIC_WRITE,
+            share,
+            &descriptor.attributes(),
+            how,
+            FILE_ATTRIBUTE_NORMAL | FILE_FLAG_OPEN_REPARSE_POINT,
+            null_mut(),
+        )
+    };
+    if handle == INVALID_HANDLE_VALUE {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: an open handle that nobody else has.
+    Ok(unsafe { File::from_raw_handle(handle) })
+}
+
+/// Creates a file for writing. One that is there is an error.
+pub(crate) fn create_new(path: &Path, mode: u32) -> io::Result<File> {
+    if mode & 0o077 == 0 {
+        return open_private(path, 0, CREATE_NEW);
+    }
+    careful().write(true).create_new(true).open(path)
+}
+
+/// Opens a log.
+pub(crate) fn open_log(path: &Path) -> io::Result<File> {
+    open_private(path, FILE_SHARE_READ | FILE_SHARE_WRITE, OPEN_ALWAYS)
+}
+
+/// Whether `path` still names this file: nobody removes a log while it is open, since nobody shares the right to.
+pub(crate) fn is_named(_file: &File, _path: &Path) -> io::Result<bool> {
+    Ok(true)
+}
+
+/// The process that holds a file's lock; Windows does not say.
+pub(crate) fn lock_holder(_file: &File) -> Option<u32> {
+    None
+}
+
+/// Closes a file, then removes it: Windows removes none that is open like a log. Should another process open it in
+/// between, the removal fails and says so.
+pub(crate) fn remove_open(file: File, path: &Path) -> io::Result<()> {
+    drop(file);
+    fs::remove_file(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::private_dir;
+    use crate::files::tests::Scratch;
+
+    #[test]
+    fn a_private_dir_is_ours_and_files_are_refused() {
+        let scratch = Scratch::new();
+        private_dir(&scratch.0.join("a/b")).unwrap();
+        private_dir(&scratch.0.join("a/b")).unwrap();
+        assert_eq!(security::standing(&scratch.0.join("a/b")).unwrap(), Standing::Ours);
+        fs::write(scratch.0.join("file"), "").unwrap();
+        assert!(private_dir(&scratch.0.join("file")).is_err());
+    }
+}
