@@ -26,6 +26,8 @@ need dbus-daemon dbus-daemon
 need chattr e2fsprogs
 need sshd openssh-server
 need ssh openssh-client
+need systemctl systemd
+need make make
 # only unpacked: installed, systemd-resolved would make itself this machine's resolver
 unpacked=/usr/local/lib/peervpn-tests
 unpack=

@@ -15,6 +15,7 @@ mod joining;
 mod joining_invites;
 mod keeper;
 mod leaks;
+mod machine;
 mod matrix;
 mod neighbours;
 mod net;
@@ -31,6 +32,7 @@ mod ssh;
 mod stock_clients;
 mod strangers;
 mod topology;
+mod units;
 mod wire;
 
 use serde_json::Value;
