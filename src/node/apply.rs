@@ -12,7 +12,7 @@ use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route, Rule};
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::event::{Event, Output};
-use super::portmap;
+use super::{portmap, recover};
 use crate::config::Places;
 use crate::error::{Failure, Hint as _, Status, chain};
 use crate::host::change::{Change, Undo, sysctl_writes};
@@ -92,7 +92,7 @@ impl Applier {
             out.event(&Event::Step(format!(
                 "the last node on {interface} did not stop by itself: putting the host back"
             )));
-            let (left, _) = undo_journal(&mut host, &mut log);
+            let left = recover::orphan(&mut host, &path, &mut log, out)?;
             if !left.none() {
                 return Err(not_restored(&left));
             }
@@ -363,7 +363,7 @@ impl Applier {
     }
 }
 
-/// Undoes an orphaned journal. Also returns what it said.
+/// Undoes an orphaned journal, as far as it can be read. Also returns what it said.
 pub fn undo_journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journal) {
     let bytes = match log.contents() {
         Ok(bytes) => bytes,
@@ -373,13 +373,7 @@ pub fn undo_journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, 
     // where the first line is lost, the boot is unknown: an undo checks what it finds
     let rebooted = journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host));
     let undos: Vec<Undo> = journal.undos.iter().filter(|u| !rebooted || u.survives_reboot()).cloned().collect();
-    let mut left = undo_each(host, &undos, Some(log));
-    if let Some(line) = journal.damaged_at {
-        // the readable records are undone; what the unreadable ones did is found by our marks
-        tracing::warn!(line, "damaged journal");
-        left.0.extend(sweep(host).0);
-    }
-    (left, journal)
+    (undo_each(host, &undos, Some(log)), journal)
 }
 
 /// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the

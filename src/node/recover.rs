@@ -1,6 +1,9 @@
 //! `recover`: put the host back after nodes that were killed.
 
-use peervpn_platform::{files, os};
+use std::path::Path;
+
+use peervpn_platform::files;
+use peervpn_platform::os::{self, SystemHost};
 
 use super::apply::{self, Leftovers};
 use super::event::{Event, Output};
@@ -18,8 +21,8 @@ pub struct Recovered {
     pub left: Vec<String>,
 }
 
-/// Undoes every orphaned journal (or that of `only`). Where there is none, and no node runs, deletes what carries our
-/// marks.
+/// Undoes every orphaned journal (or that of `only`). Where there is none, and no node runs on this host, deletes what
+/// carries our marks.
 pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<Recovered, Failure> {
     if !os::privileged() {
         return Err(super::not_root("recover"));
@@ -37,18 +40,9 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
                 if !log.is_empty().map_err(apply::unwritable)? {
                     out.event(&Event::Step(format!("putting the host back after {interface}")));
                 }
-                let (left, journal) = apply::undo_journal(&mut host, &mut log);
+                let left = orphan(&mut host, &path, &mut log, out)?;
                 let state = left.describe();
                 let unwritable = |error| apply::unwritable(error).host(state.clone());
-                if let Some(line) = journal.damaged_at {
-                    let kept = path.with_extension("damaged");
-                    files::write_atomic(&kept, &log.contents().unwrap_or_default(), 0o600).map_err(unwritable)?;
-                    out.event(&Event::Warning(format!(
-                        "line {line} of the journal is damaged: undid the rest and whatever carries our marks; kept as {}. \
-                         Kernel settings carry no mark: look at net.ipv4.conf.*.forwarding and net.ipv6.conf.*.forwarding",
-                        kept.display()
-                    )));
-                }
                 if left.none() {
                     os::control::forget(&places.run_dir, &interface);
                     log.remove().map_err(unwritable)?;
@@ -59,9 +53,58 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
         }
     }
     if done.interfaces.is_empty() && done.running.is_empty() && only.is_none() {
-        done.left.extend(apply::sweep(&mut host).0);
+        done.running = others();
+        if done.running.is_empty() {
+            done.left.extend(apply::sweep(&mut host).0);
+        }
     }
     if done.left.is_empty() { Ok(done) } else { Err(apply::not_restored(&Leftovers(done.left))) }
+}
+
+/// Undoes what a killed node's journal says. A damaged one is kept, and what carries our marks is deleted too, unless
+/// another node's marks are among them.
+pub(super) fn orphan(
+    host: &mut SystemHost,
+    path: &Path,
+    log: &mut files::Log,
+    out: &mut dyn Output,
+) -> Result<Leftovers, Failure> {
+    let (mut left, journal) = apply::undo_journal(host, log);
+    let Some(line) = journal.damaged_at else { return Ok(left) };
+    let kept = path.with_extension("damaged");
+    let copied = files::write_atomic(&kept, &log.contents().unwrap_or_default(), 0o600);
+    copied.map_err(|error| apply::unwritable(error).host(left.describe()))?;
+    let others = others();
+    let did = match others.as_slice() {
+        [] => {
+            left.0.extend(apply::sweep(host).0);
+            "undid the rest and whatever carries our marks"
+        }
+        others => {
+            left.0.push(format!("what carries our marks, since a node runs on {}", others.join(", ")));
+            "undid the rest"
+        }
+    };
+    out.event(&Event::Warning(format!(
+        "line {line} of the journal is damaged: {did}; kept as {}. Kernel settings carry no mark: look at \
+         net.ipv4.conf.*.forwarding and net.ipv6.conf.*.forwarding",
+        kept.display()
+    )));
+    Ok(left)
+}
+
+/// Interfaces of the other nodes in this network namespace, whatever their state directories: who holds a journal.
+fn others() -> Vec<String> {
+    let journal = |path: &Path| {
+        path.extension().is_some_and(|e| e == "journal") && path.parent().is_some_and(|p| p.ends_with("journal"))
+    };
+    let mut interfaces: Vec<String> = os::process::open_elsewhere(journal)
+        .iter()
+        .filter_map(|path| path.file_stem()?.to_str().map(str::to_owned))
+        .collect();
+    interfaces.sort();
+    interfaces.dedup();
+    interfaces
 }
 
 /// Interfaces that have a journal, sorted.

@@ -5,18 +5,28 @@ use std::process::{Child, Stdio};
 
 use crate::harness::*;
 
-/// `peervpn exit --json`, ready.
-fn start_exit(namespace: &Namespace, place: &Place) -> (Child, serde_json::Value) {
-    let args = ["exit", "--json", "--port", "51820", "--no-stun"];
-    let mut command = namespace.peervpn(place, &args);
+/// `peervpn ARGS --json`, and its first event.
+fn start(namespace: &Namespace, place: &Place, args: &[&str]) -> (Child, serde_json::Value) {
+    let mut command = namespace.peervpn(place, &[args, &["--json", "--no-stun"]].concat());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     // what comes after it stays in the pipe: a reader of one line only
     BufReader::with_capacity(1 << 16, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     match serde_json::from_str(&line) {
-        Ok(ready) => (child, ready),
-        Err(_) => panic!("no ready: {line:?}, {:?}", finish_child(child)),
+        Ok(event) => (child, event),
+        Err(_) => panic!("no event: {line:?}, {:?}", finish_child(child)),
     }
+}
+
+/// `peervpn exit`, ready.
+fn start_exit(namespace: &Namespace, place: &Place) -> (Child, serde_json::Value) {
+    start(namespace, place, &["exit", "--port", "51820"])
+}
+
+/// SIGKILL, which leaves everything as it is.
+fn killed(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -64,19 +74,19 @@ fn a_node_whose_readers_went_away_goes_on() {
     nothing_left(&place);
 }
 
+/// A connect string that nobody answers.
+fn silent_exit() -> String {
+    format!("{EXIT_KEY}@198.51.100.1:51820")
+}
+
 /// Behind a lockdown nothing leaves this host: it must be possible to lift it from another shell at any time.
 #[test]
 fn a_node_that_waits_for_its_exit_is_asked_and_stopped() {
     let Some(namespace) = Namespace::with_default_route("waiting") else { return };
     let place = Place::new("waiting").with_key();
     let before = namespace.snapshot();
-    let target = format!("{EXIT_KEY}@198.51.100.1:51820");
-    let args = ["connect", &target, "--json", "--lockdown", "--no-stun"];
-    let mut command = namespace.peervpn(&place, &args);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::with_capacity(1 << 16, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("unreachable"), "{line}");
+    let (child, event) = start(&namespace, &place, &["connect", &silent_exit(), "--lockdown"]);
+    assert_eq!(event["event"], "unreachable");
     assert_ne!(before, namespace.snapshot(), "nothing is closed");
 
     let run = |args: &[&str]| finish(&mut namespace.peervpn(&place, args));
@@ -94,15 +104,45 @@ fn down_finds_the_killed_node_of_another_interface() {
     let Some(namespace) = Namespace::with_default_route("killed") else { return };
     let place = Place::new("killed").with_key();
     let before = namespace.snapshot();
-    let mut command = namespace.peervpn(&place, &["exit", "--json", "--interface", "wg9", "--no-stun"]);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("ready"), "{line}");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let (child, _) = start(&namespace, &place, &["exit", "--interface", "wg9"]);
+    killed(child);
     golden("node-killed-status", &place, &finish(&mut namespace.peervpn(&place, &["status"])));
     golden("node-killed-down", &place, &finish(&mut namespace.peervpn(&place, &["down"])));
     assert_eq!(before, namespace.snapshot(), "the host is not as before");
     nothing_left(&place);
+}
+
+/// Marks of ours do not say whose they are: those of a node that runs are left alone, whatever its state directory.
+#[test]
+fn recover_leaves_the_nodes_of_other_state_directories_alone() {
+    let Some(namespace) = Namespace::with_default_route("others") else { return };
+    let [place, other] = ["others-mine", "others-other"].map(|name| Place::new(name).with_key());
+    let before = namespace.snapshot();
+    let (theirs, _) = start(&namespace, &other, &["exit", "--interface", "wg9"]);
+    let running = namespace.snapshot();
+    golden("node-others-recover", &place, &finish(&mut namespace.peervpn(&place, &["recover"])));
+    assert_eq!(running, namespace.snapshot(), "recover took a running node's things away");
+
+    // a journal that does not tell all, beside a node that runs
+    let split = ["connect", &silent_exit(), "--lockdown", "--allowed-ips", "203.0.113.0/24"];
+    let (ours, _) = start(&namespace, &place, &split);
+    killed(ours);
+    let journal = place.state().join("journal/peervpn0.journal");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    std::fs::write(&journal, text.replacen("\"kind\":\"table\"", "\"kind\":\"tabel\"", 1)).unwrap();
+    golden("node-others-damaged", &place, &finish(&mut namespace.peervpn(&place, &["recover"])));
+    assert!(namespace.snapshot().contains("wg9"), "recover took a running node's link away");
+
+    // and when nobody else runs, the next node ends it, and keeps what it could not read
+    assert!(finish(&mut namespace.peervpn(&other, &["down"])).status.success());
+    assert!(finish_child(theirs).status.success());
+    std::fs::remove_file(journal.with_extension("damaged")).unwrap();
+    let (ours, _) = start(&namespace, &place, &split);
+    assert!(journal.with_extension("damaged").exists(), "a damaged journal is not kept");
+    assert!(finish(&mut namespace.peervpn(&place, &["down"])).status.success());
+    let said = finish_child(ours);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("is damaged"), "{said:?}");
+    assert_eq!(before, namespace.snapshot(), "the host is not as before");
+    nothing_left(&place);
+    nothing_left(&other);
 }

@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
 
@@ -173,6 +174,28 @@ pub fn terminate(id: &ProcessId, grace: Duration) -> Result<()> {
         }
     };
     end().map_err(|e| Error::system(operation, e))
+}
+
+/// Those of the files `wanted` that other processes of this network namespace have open; of processes that belong to
+/// root or to us, since anyone could hold files of any name.
+pub fn open_elsewhere(wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    // SAFETY: geteuid(2) always succeeds and touches no memory.
+    let us = unsafe { libc::geteuid() };
+    let namespace = |process: &Path| fs::read_link(process.join("ns/net")).ok();
+    let (ours, own) = (namespace(Path::new("/proc/thread-self")), std::process::id().to_string());
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let (name, path) = (process.file_name(), process.path());
+        let number = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        if !number || *name == *own || !process.metadata().is_ok_and(|of| of.uid() == 0 || of.uid() == us) {
+            continue;
+        }
+        if namespace(&path) == ours {
+            let files = fs::read_dir(path.join("fd")).into_iter().flatten().flatten();
+            found.extend(files.filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|path| wanted(path)));
+        }
+    }
+    found
 }
 
 /// Overwrites an argument of this process where ps(1) reads it, in `/proc/PID/cmdline`. Other users saw it until now.
