@@ -79,6 +79,27 @@ pub fn local_time() -> (u8, u8, u8) {
     ((since / 3600 % 24) as u8, (since / 60 % 60) as u8, (since % 60) as u8)
 }
 
+/// A timer that counts the time of a suspend, too. Has no values: opening one never succeeds.
+#[derive(Debug)]
+pub enum Timer {}
+
+impl Timer {
+    /// Opens one.
+    pub fn open() -> Result<Self> {
+        unsupported("a timer of the system's")
+    }
+
+    /// To expire after this long.
+    pub fn set(&self, _after: std::time::Duration) -> std::io::Result<()> {
+        match *self {}
+    }
+
+    /// Whether it has expired.
+    pub fn expired(&self) -> bool {
+        match *self {}
+    }
+}
+
 /// Tables of Linux's legacy iptables.
 pub fn legacy_tables(_names: &str) -> Vec<String> {
     Vec::new()
@@ -223,6 +244,11 @@ pub mod raw {
             unsupported("STUN from the port that WireGuard owns")
         }
 
+        /// Leaves out answers that say nothing new.
+        pub fn leave_out(&self, _expected: &[SocketAddr]) -> io::Result<()> {
+            match *self {}
+        }
+
         /// Sends a message.
         pub fn send(&self, _source: IpAddr, _to: SocketAddr, _message: &[u8]) -> io::Result<()> {
             match *self {}
@@ -328,8 +354,10 @@ impl UapiListener {
 
 /// Changes of the network.
 pub mod watch {
+    use std::path::Path;
+
     use super::unsupported;
-    use crate::Result;
+    use crate::{Result, Watch};
 
     /// Tells when the network has changed. Has no values: opening one never succeeds.
     #[derive(Debug)]
@@ -345,9 +373,27 @@ pub mod watch {
         pub fn open_firewall() -> Result<Self> {
             unsupported("watching the firewall")
         }
+    }
 
-        /// Takes every notification that waits; whether there was one.
-        pub fn drain(&self) -> bool {
+    impl Watch for NetworkWatch {
+        fn drain(&self) -> bool {
+            match *self {}
+        }
+    }
+
+    /// Tells when files may have changed. Has no values: opening one never succeeds.
+    #[derive(Debug)]
+    pub enum FileWatch {}
+
+    impl FileWatch {
+        /// Watches these files.
+        pub fn open(_paths: &[&Path]) -> Result<Self> {
+            unsupported("watching files")
+        }
+    }
+
+    impl Watch for FileWatch {
+        fn drain(&self) -> bool {
             match *self {}
         }
     }

@@ -149,6 +149,12 @@ pub trait Host {
     fn delete_table(&mut self, name: &str) -> Result<()>;
 }
 
+/// Something that becomes readable when what it watches has changed.
+pub trait Watch: os::ready::Source {
+    /// Takes every notification that waits; whether there was one.
+    fn drain(&self) -> bool;
+}
+
 /// A WireGuard device, on whichever back end it runs.
 pub trait WireGuard {
     /// Applies settings in as few requests as the back end allows.

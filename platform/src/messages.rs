@@ -18,4 +18,18 @@ pub(crate) const INITIATIONS: Payload =
 pub(crate) const WAKEUPS: Payload = Payload { length: None, word_at: 0, words: &[INITIATION, RESPONSE, DATA], snap: 4 };
 
 /// STUN messages by their magic cookie, RFC 8489 §5; those we look at are no longer.
-pub(crate) const STUN: Payload = Payload { length: None, word_at: 4, words: &[0x2112_a442], snap: 1500 };
+pub(crate) const STUN: Payload = Payload { length: None, word_at: 4, words: &[stun::MAGIC_COOKIE], snap: 1500 };
+
+/// What a filter knows of them; RFC 8489.
+pub(crate) mod stun {
+    /// §5.
+    pub(crate) const MAGIC_COOKIE: u32 = 0x2112_a442;
+    /// Bytes, §5.
+    pub(crate) const HEADER: u32 = 20;
+    /// Binding success response, §5 and §18.2.
+    pub(crate) const SUCCESS: u32 = 0x0101;
+    /// §14.2.
+    pub(crate) const XOR_MAPPED_ADDRESS: u32 = 0x0020;
+    /// Attributes looked at for it: servers put it first, or behind a few that tell about themselves.
+    pub(crate) const ATTRIBUTES: usize = 8;
+}

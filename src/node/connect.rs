@@ -12,6 +12,7 @@ use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Backend, Family, PeerConfig};
 use peervpn_platform::{Host as _, WireGuard};
 
+use super::alarm::Alarm;
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
@@ -107,6 +108,7 @@ struct Connected {
     /// The exit as the device knows it.
     peer: PeerConfig,
     changes: roam::Changes,
+    firewall: roam::Changes,
     health: roam::Health,
     guard: Guard,
     steering: Steering,
@@ -179,9 +181,9 @@ async fn bring_up(
     let wakeup = InitiationTap::open_wakeup(port)?;
     let wakeup = Watched::new(wakeup)?;
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
-    let (interval, monitor) = mapping::pace(&options.node);
+    let (pace, monitor) = mapping::pace(&options.node);
     let mut mapping = (!servers.is_empty())
-        .then(|| MappingWatch::start(port, numbers.fwmark, servers, Known::default(), interval))
+        .then(|| MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace))
         .transpose()?;
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
@@ -269,6 +271,7 @@ async fn bring_up(
         mtu: options.node.mtu,
         peer: exit_peer(endpoint.unwrap_or(candidates[asked].address)),
         changes: roam::Changes::watch()?,
+        firewall: roam::Changes::watch_firewall()?,
         health,
         guard,
         steering,
@@ -388,10 +391,7 @@ async fn serve(
     mut applier: Applier,
     out: &mut dyn Output,
 ) -> Result<(), Failure> {
-    let mut guard = match settle::Guard::new() {
-        Ok(guard) => guard,
-        Err(failure) => return Err(fail(applier, server, failure)),
-    };
+    let mut alarm = Alarm::new();
     let down = loop {
         let asked = tokio::select! {
             () = signals.recv() => break None,
@@ -402,9 +402,9 @@ async fn serve(
                 }
                 continue;
             }
-            () = node.guard.due() => {
-                if let Err(failure) = node.guard.look_after(&mut applier, out) {
-                    tracing::warn!(%failure, "the firewall cannot be looked after");
+            () = node.guard.dns_changed() => {
+                if let Err(failure) = node.guard.take_dns_back(&mut applier, out) {
+                    tracing::warn!(%failure, "DNS cannot be looked after");
                 }
                 continue;
             }
@@ -418,15 +418,17 @@ async fn serve(
                 // first, or what it sends goes astray
                 node.steer(&mut applier, out);
                 node.network_changed(&mut applier, out);
-                node.guard.look_now();
+                if let Err(failure) = node.guard.follow_lan(&mut applier) {
+                    tracing::warn!(%failure, "the LAN cannot be followed");
+                }
+                node.put_back(&mut applier, out);
                 continue;
             }
-            () = guard.woken() => {
-                settle::put_back(&mut applier, out);
-                node.steer(&mut applier, out);
+            () = node.firewall.settled() => {
+                node.put_back(&mut applier, out);
                 continue;
             }
-            () = tokio::time::sleep_until(node.health.due().into()) => {
+            _ = alarm.until(node.health.due()) => {
                 node.look_at_exit(&applier, out);
                 continue;
             }
@@ -467,6 +469,12 @@ impl Connected {
         if let Err(failure) = self.steering.look_after(endpoint.ip(), applier, &mut self.guard, out) {
             tracing::warn!(%failure, "the policy rules cannot be looked after");
         }
+    }
+
+    /// Another program has been at routes, rules or the firewall.
+    fn put_back(&mut self, applier: &mut Applier, out: &mut dyn Output) {
+        settle::put_back(applier, out);
+        self.steer(applier, out);
     }
 
     fn look_at_exit(&mut self, applier: &Applier, out: &mut dyn Output) {

@@ -3,13 +3,13 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
-use peervpn_platform::os;
+use peervpn_platform::os::{self, watch};
 use peervpn_platform::types::FileState;
 
 use super::apply::Applier;
 use super::event::{Event, Output};
+use super::roam::Changes;
 use crate::config::ExitDns;
 use crate::error::Failure;
 use crate::host::Change;
@@ -17,8 +17,8 @@ use crate::host::dns::{self, Mode};
 
 /// The servers that systemd-resolved asks itself, where it runs; systemd-resolved(8) "/etc/resolv.conf".
 const UPLINK: &str = "/run/systemd/resolve/resolv.conf";
-/// How often an exit looks whether its servers have changed: one or two small files.
-const LOOK: Duration = Duration::from_secs(5);
+/// Where an exit's own servers stand, the better list first.
+const FILES: [&str; 2] = [UPLINK, os::dns::file::PATH];
 /// How often another program may write over our resolv.conf before we leave it to it.
 const TAKE_BACK: u32 = 20;
 
@@ -49,19 +49,31 @@ pub fn changes(interface: &str, servers: &[IpAddr], plain: bool, out: &mut dyn O
 /// Our resolv.conf, watched while we are connected.
 pub struct FileWatch {
     change: Change,
+    changes: Changes<watch::FileWatch>,
     taken_back: u32,
 }
 
 impl FileWatch {
     /// Watches the file of these changes, if there is one.
-    pub fn of(changes: &[Change]) -> Option<FileWatch> {
-        let change = changes.iter().find(|change| matches!(change, Change::File { .. }))?.clone();
-        Some(FileWatch { change, taken_back: 0 })
+    pub fn of(changes: &[Change]) -> Result<Option<FileWatch>, Failure> {
+        let file = changes.iter().find_map(|change| match change {
+            Change::File { path, .. } => Some((change, path)),
+            _ => None,
+        });
+        let watched = |(change, path): (&Change, &std::path::PathBuf)| {
+            Ok(FileWatch { change: change.clone(), changes: Changes::watch_files(&[path])?, taken_back: 0 })
+        };
+        file.map(watched).transpose()
+    }
+
+    /// Someone has written it, or beside it. Can be dropped and called again at any time.
+    pub async fn changed(&mut self) {
+        self.changes.settled().await;
     }
 
     /// Takes the file back where another program wrote over it (a DHCP client, mostly); what it wrote is what will be put
     /// back at the end.
-    pub fn look_after(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
+    pub fn take_back(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
         let Change::File { path, text, .. } = &self.change else { return Ok(()) };
         let same = matches!(os::dns::file::state(path)?, FileState::Text { text: now, .. } if now == *text);
         if same || self.taken_back > TAKE_BACK {
@@ -88,19 +100,32 @@ impl FileWatch {
 pub struct Resolver {
     wanted: ExitDns,
     servers: Vec<IpAddr>,
-    look: tokio::time::Interval,
+    /// Of the files that name them; `None` where they are named by hand.
+    changes: Option<Changes<watch::FileWatch>>,
 }
 
 impl Resolver {
     /// Reads the servers; says so if peers will have none.
     pub fn new(wanted: &ExitDns, out: &mut dyn Output) -> Resolver {
-        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // before they are read, so that no change is missed
+        let changes = match wanted {
+            ExitDns::System => Changes::watch_files(&FILES.map(Path::new)).map_or_else(
+                |failure| {
+                    out.event(&Event::Warning(format!(
+                        "changes of this host's DNS servers will not be noticed: {}; name servers with --dns ADDR",
+                        failure.message
+                    )));
+                    None
+                },
+                Some,
+            ),
+            ExitDns::None | ExitDns::Servers(_) => None,
+        };
         let (servers, why) = servers(wanted);
         if let Some(why) = why {
             out.event(&Event::Warning(format!("peers get no DNS from this exit: {why}; name servers with --dns ADDR")));
         }
-        Resolver { wanted: wanted.clone(), servers, look }
+        Resolver { wanted: wanted.clone(), servers, changes }
     }
 
     /// As they are now.
@@ -110,11 +135,9 @@ impl Resolver {
 
     /// Waits until they have changed. Can be dropped and called again at any time.
     pub async fn changed(&mut self) {
-        if self.wanted != ExitDns::System {
-            return std::future::pending().await;
-        }
+        let Some(changes) = &mut self.changes else { return std::future::pending().await };
         loop {
-            self.look.tick().await;
+            changes.settled().await;
             let (servers, _) = servers(&self.wanted);
             // a file that is being written is not the end of DNS
             if servers != self.servers && !servers.is_empty() {
@@ -132,8 +155,7 @@ fn servers(wanted: &ExitDns) -> (Vec<IpAddr>, Option<&'static str>) {
         ExitDns::None => (Vec::new(), None),
         ExitDns::Servers(servers) => (servers.clone(), None),
         ExitDns::System => {
-            let texts =
-                [UPLINK, os::dns::file::PATH].map(|path| os::dns::file::read(Path::new(path)).unwrap_or_default());
+            let texts = FILES.map(|path| os::dns::file::read(Path::new(path)).unwrap_or_default());
             let named = texts.iter().map(|text| dns::servers(text)).find(|found| !dns::uplink(found).is_empty());
             match named {
                 Some(found) => (dns::uplink(&found), None),

@@ -56,12 +56,8 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
             Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
             Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
             Started::Up(Ok((mut exit, tap))) => {
-                let guard = match settle::Guard::new() {
-                    Ok(guard) => guard,
-                    Err(failure) => return Err(fail(ground.applier, server, failure)),
-                };
                 settle::settled(places);
-                let asked = exit.serve(&tap, &mut server, guard, &mut signals, &mut ground.applier, out).await;
+                let asked = exit.serve(&tap, &mut server, &mut signals, &mut ground.applier, out).await;
                 exit.remember_endpoints();
                 // before its undo: a renewal would bring it back
                 exit.portmap = None;
@@ -100,6 +96,7 @@ struct Exit<'a> {
     /// How packets to the internet leave.
     uplinks: Vec<(Family, RouteLookup)>,
     changes: roam::Changes,
+    firewall: roam::Changes,
     /// Newcomers about to be installed, and when.
     admitted: Vec<(Peer, Instant)>,
     /// Peers we call until they answer.
@@ -214,9 +211,9 @@ async fn bring_up<'a>(
         admission.revoke(revoked.public_key);
     }
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
-    let (interval, monitor) = mapping::pace(&options.node);
+    let (pace, monitor) = mapping::pace(&options.node);
     let mapping =
-        (!servers.is_empty()).then(|| MappingWatch::start(port, 0, servers, gathered.known(), interval)).transpose()?;
+        (!servers.is_empty()).then(|| MappingWatch::start(port, 0, servers, gathered.known(), pace)).transpose()?;
     invites::know_slots(&mut admission, &store);
     manage::recall_waiting(&mut admission, &state::waiting(places));
     let mut exit = Exit {
@@ -225,6 +222,7 @@ async fn bring_up<'a>(
         ipv6: ipv6 && uplinks.iter().any(|(family, _)| *family == Family::V6),
         uplinks,
         changes: roam::Changes::watch()?,
+        firewall: roam::Changes::watch_firewall()?,
         mapping,
         portmap,
         mapped,
@@ -293,7 +291,6 @@ impl Exit<'_> {
         &mut self,
         tap: &Watched<InitiationTap>,
         server: &mut control::Server,
-        mut guard: settle::Guard,
         signals: &mut StopSignals,
         applier: &mut Applier,
         out: &mut dyn Output,
@@ -328,7 +325,11 @@ impl Exit<'_> {
                     asked.reply(answer);
                 }
                 _ = tending.tick(), if self.tends_invites() => self.tend_invites(applier),
-                () = self.changes.settled() => self.network_changed(applier, out),
+                () = self.changes.settled() => {
+                    self.network_changed(applier, out);
+                    settle::put_back(applier, out);
+                }
+                () = self.firewall.settled() => settle::put_back(applier, out),
                 () = admit::due(&self.admitted) => self.install(Instant::now(), applier, out),
                 () = call::due(&self.calls) => self.call(applier),
                 () = self.resolver.changed() => {
@@ -338,7 +339,6 @@ impl Exit<'_> {
                         tracing::warn!(%failure, "peers' DNS goes on to the old servers");
                     }
                 }
-                () = guard.woken() => settle::put_back(applier, out),
                 line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
             }
         }

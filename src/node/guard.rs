@@ -2,7 +2,6 @@
 //! up before the first packet goes in (with `--lockdown` before the first handshake), looked after while the node runs.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::types::Family;
@@ -14,13 +13,11 @@ use super::dns::{self, FileWatch};
 use super::event::{Event, Output};
 use crate::config::{ConnectDns, ConnectOptions};
 use crate::error::Failure;
-use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy, shape};
+use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy};
 use crate::host::lan::{self, Lan};
 use crate::host::{Change, Numbers};
 use crate::join::address::TunnelAddresses;
 
-/// How often the table and the LAN are looked at: someone may have flushed the one, or moved to another of the other.
-const LOOK: Duration = Duration::from_secs(2);
 /// A session without a new handshake is dead after this: WireGuard makes one every 120 s and asks for 90 s more
 /// (whitepaper §6.1, REKEY-AFTER-TIME and REKEY-ATTEMPT-TIME).
 const SILENT: u64 = 120 + 90;
@@ -45,7 +42,6 @@ pub struct Guard {
     lan: Vec<Lan>,
     listening: Vec<u16>,
     file: Option<FileWatch>,
-    look: tokio::time::Interval,
 }
 
 impl Guard {
@@ -60,8 +56,6 @@ impl Guard {
     ) -> Result<Guard, Failure> {
         // also the family that new interfaces do not get: an old one may have it
         let everything = || Family::BOTH.map(Family::default_prefix).to_vec();
-        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut guard = Guard {
             interface: applier.interface().to_owned(),
             fwmark: numbers.fwmark,
@@ -81,7 +75,6 @@ impl Guard {
             lan: Vec::new(),
             listening: os::listening_ports(),
             file: None,
-            look,
         };
         guard.lan = guard.lan_now(applier)?;
         Ok(guard)
@@ -172,45 +165,36 @@ impl Guard {
             servers.sort_by_key(IpAddr::is_ipv6);
         }
         let changes = dns::changes(&self.interface, &servers, exits, out)?;
-        self.file = FileWatch::of(&changes);
+        self.file = FileWatch::of(&changes)?;
         applier.make_all(changes)?;
         Ok(servers)
     }
 
-    /// When to call [`Guard::look_after`] next. Can be dropped and called again at any time.
-    pub async fn due(&mut self) {
-        self.look.tick().await;
-    }
-
-    /// The network has changed: look at once.
-    pub fn look_now(&mut self) {
-        self.look.reset_immediately();
-    }
-
-    /// Follows the LAN, and puts the table back where another program flushed it.
-    pub fn look_after(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
-        if let Some(file) = &mut self.file {
-            file.look_after(applier, out)?;
+    /// When to call [`Guard::take_dns_back`] next. Can be dropped and called again at any time.
+    pub async fn dns_changed(&mut self) {
+        match &mut self.file {
+            Some(file) => file.changed().await,
+            None => std::future::pending().await,
         }
+    }
+
+    /// Puts our resolv.conf back where another program wrote over it.
+    pub fn take_dns_back(&mut self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
+        match &mut self.file {
+            Some(file) => file.take_back(applier, out),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the LAN through that this host is on now.
+    pub fn follow_lan(&mut self, applier: &mut Applier) -> Result<(), Failure> {
         let lan = self.lan_now(applier)?;
-        let moved = lan != self.lan;
-        if moved {
-            tracing::info!(?lan, "the LAN has changed");
-            self.lan = lan;
-        }
-        let change = self.change();
-        let Change::Table(table) = &change else { return Ok(()) };
-        let there = applier.host.table_shape(&table.name)? == Some(shape(table));
-        if !moved && there {
+        if lan == self.lan {
             return Ok(());
         }
-        if !moved {
-            out.event(&Event::Warning(format!(
-                "another program removed our firewall table inet {}; it is back",
-                table.name
-            )));
-        }
-        applier.make(change)
+        tracing::info!(?lan, "the LAN has changed");
+        self.lan = lan;
+        applier.make(self.change())
     }
 
     fn everything(&self) -> bool {

@@ -9,11 +9,12 @@ use peervpn_platform::Host;
 use peervpn_platform::os::{self, raw, raw::RawStun, ready::Watched};
 use tokio::task::JoinHandle;
 
+use super::alarm::{Alarm, Woken};
 use super::apply::Applier;
 use super::stun::transaction_id;
 use crate::config::NodeOptions;
 use crate::error::Failure;
-use crate::nat::keeper::{Event, Keeper, Known};
+use crate::nat::keeper::{Event, Keeper, Known, Pace};
 
 /// When names did not resolve, or no server was left: look them up again after this.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(30);
@@ -24,11 +25,14 @@ const ADDRESSES_PER_NAME: usize = 2;
 pub struct MappingWatch {
     socket: Watched<RawStun>,
     fwmark: u32,
-    interval: Duration,
+    pace: Pace,
     names: Vec<String>,
     known: Known,
     look_up: JoinHandle<Vec<SocketAddr>>,
     keeper: Option<Keeper>,
+    alarm: Alarm,
+    /// Answers that name one of these do not reach us.
+    left_out: Vec<SocketAddr>,
     events: VecDeque<Event>,
 }
 
@@ -39,16 +43,18 @@ impl MappingWatch {
         fwmark: u32,
         servers: &[String],
         known: Known,
-        interval: Duration,
+        pace: Pace,
     ) -> Result<MappingWatch, Failure> {
         Ok(MappingWatch {
             socket: Watched::new(RawStun::open(port, fwmark)?)?,
             fwmark,
-            interval,
+            pace,
             names: servers.to_vec(),
             known,
             look_up: tokio::spawn(look_up(servers.to_vec(), Duration::ZERO)),
             keeper: None,
+            alarm: Alarm::new(),
+            left_out: Vec::new(),
             events: VecDeque::new(),
         })
     }
@@ -79,19 +85,31 @@ impl MappingWatch {
                     } else {
                         // the first refresh is due when the mapping found before is one interval old
                         let now = Instant::now();
-                        let first = if self.known.reflexive.is_empty() { now } else { now + self.interval };
-                        self.keeper = Some(Keeper::new(self.interval, &servers, &self.known, first));
+                        let first = if self.known.reflexive.is_empty() { now } else { now + self.pace.interval };
+                        self.keeper = Some(Keeper::new(self.pace, &servers, &self.known, first));
                     }
                 }
                 Some(keeper) => {
-                    while let Some(probe) = keeper.poll_transmit(Instant::now(), transaction_id) {
+                    let probes: Vec<_> =
+                        std::iter::from_fn(|| keeper.poll_transmit(Instant::now(), transaction_id)).collect();
+                    let expected = keeper.expected();
+                    // before a question is out, so that its answer is heard
+                    if expected != self.left_out
+                        && let Err(error) = self.socket.get_ref().leave_out(&expected)
+                    {
+                        tracing::debug!(%error, "every STUN answer wakes us");
+                    }
+                    self.left_out = expected;
+                    for probe in probes {
                         send(self.socket.get_ref(), host, self.fwmark, probe.to, &probe.bytes);
                     }
-                    let due = keeper.poll_timeout().unwrap_or_else(|| Instant::now() + self.interval);
+                    let due = keeper.poll_timeout().unwrap_or_else(|| Instant::now() + self.pace.interval);
                     tokio::select! {
-                        () = tokio::time::sleep_until(due.into()) => {
-                            self.events.extend(keeper.handle_timeout(Instant::now()));
-                        }
+                        woken = self.alarm.until(due) => match woken {
+                            Woken::Due => self.events.extend(keeper.handle_timeout(Instant::now())),
+                            // the NAT may have forgotten us meanwhile
+                            Woken::Suspended => keeper.refresh(Instant::now()),
+                        },
                         ready = self.socket.readable() => {
                             let Ok(ready) = ready else { return std::future::pending().await };
                             let mut buffer = [0; raw::BUFFER_LEN];
@@ -155,14 +173,15 @@ impl Drop for MappingWatch {
 /// How often a line of `--monitor-nat` is printed; design §3.
 const MONITOR: Duration = Duration::from_secs(10);
 
-/// The keeper's interval, and `--monitor-nat` where it was asked for: each of its lines is then a measurement.
-pub fn pace(options: &NodeOptions) -> (Duration, Option<Monitor>) {
+/// The keeper's pace, and `--monitor-nat` where it was asked for: each of its lines is then a measurement.
+pub fn pace(options: &NodeOptions) -> (Pace, Option<Monitor>) {
+    let interval = options.keeper_interval;
     if !options.monitor_nat {
-        return (options.keeper_interval, None);
+        return (Pace { interval, ask: false }, None);
     }
     let mut ticks = tokio::time::interval_at((Instant::now() + MONITOR).into(), MONITOR);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    (options.keeper_interval.min(MONITOR), Some(Monitor { ticks, last: None }))
+    (Pace { interval: interval.min(MONITOR), ask: true }, Some(Monitor { ticks, last: None }))
 }
 
 /// `--monitor-nat`: remembers what the last line said.

@@ -9,7 +9,9 @@
 //! - [`control`]: the control socket; [`event`]: what the person or script is told.
 //! - [`state`]: identity key and peers file; [`device`]: the userspace device's own process; [`stun`], [`mapping`]: STUN on our port, before and after WireGuard
 //!   has it.
+//! - [`alarm`]: sleeping without waking on the way.
 
+mod alarm;
 pub mod apply;
 mod carrier;
 pub mod connect;

@@ -4,10 +4,12 @@
 //! 15 s. We see the change at once, and make it send.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use peervpn_platform::Watch;
 use peervpn_platform::os::ready::Watched;
-use peervpn_platform::os::watch::NetworkWatch;
+use peervpn_platform::os::watch::{FileWatch, NetworkWatch};
 use peervpn_platform::types::{PeerConfig, PeerState, RouteLookup};
 use peervpn_platform::{Host, WireGuard};
 
@@ -20,9 +22,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// A burst that does not end is looked at this often.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 
-/// Tells when the network has changed and come to rest.
-pub struct Changes {
-    watch: Watched<NetworkWatch>,
+/// Tells when something (the network, where nothing else is said) has changed and come to rest.
+pub struct Changes<W: Watch = NetworkWatch> {
+    watch: Watched<W>,
     since: Option<(Instant, Instant)>,
 }
 
@@ -36,8 +38,17 @@ impl Changes {
     pub fn watch_firewall() -> Result<Changes, Failure> {
         Ok(Changes { watch: Watched::new(NetworkWatch::open_firewall()?)?, since: None })
     }
+}
 
-    /// The network has changed and come to rest. Can be dropped and called again at any time.
+impl Changes<FileWatch> {
+    /// The same for files, whether they are there or not.
+    pub fn watch_files(paths: &[&Path]) -> Result<Self, Failure> {
+        Ok(Changes { watch: Watched::new(FileWatch::open(paths)?)?, since: None })
+    }
+}
+
+impl<W: Watch> Changes<W> {
+    /// It has changed and come to rest. Can be dropped and called again at any time.
     pub async fn settled(&mut self) {
         loop {
             let due = self.since.map(|(first, last)| (last + SETTLE).min(first + SETTLE_MAX));

@@ -1,13 +1,14 @@
 //! Once a node is up: gives up the privileges that it needs no more, and tells the service manager.
 
+use std::time::Instant;
+
 use peervpn_platform::types::Capability;
 use peervpn_platform::{Error, os};
 
+use super::alarm::Alarm;
 use super::apply::{self, Applier};
 use super::event::{Event, Output};
-use super::roam::Changes;
 use crate::config::Places;
-use crate::error::Failure;
 
 /// What a running node and its undo need: netlink and settings; raw and packet sockets.
 const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
@@ -34,25 +35,6 @@ fn confine(places: &Places) -> Result<(), Error> {
     Ok(())
 }
 
-/// Other programs' changes to routes, rules and firewall, as a wake-up to put back what was ours.
-pub struct Guard([Changes; 2]);
-
-impl Guard {
-    /// From now on.
-    pub fn new() -> Result<Guard, Failure> {
-        Ok(Guard([Changes::watch()?, Changes::watch_firewall()?]))
-    }
-
-    /// Something has changed and come to rest. Can be dropped and called again at any time.
-    pub async fn woken(&mut self) {
-        let [network, firewall] = &mut self.0;
-        tokio::select! {
-            () = network.settled() => {}
-            () = firewall.settled() => {}
-        }
-    }
-}
-
 /// Puts back what other programs have taken away, and says so.
 pub fn put_back(applier: &mut Applier, out: &mut dyn Output) {
     match applier.put_back() {
@@ -70,9 +52,9 @@ pub fn put_back(applier: &mut Applier, out: &mut dyn Output) {
 /// Keep-alives for the service manager's watchdog, as long as the event loop turns.
 pub async fn keep_alive() {
     let Some(every) = os::watchdog() else { return };
-    let mut ticks = tokio::time::interval(every);
+    let mut alarm = Alarm::new();
     loop {
-        ticks.tick().await;
         os::notify("WATCHDOG=1");
+        alarm.until(Instant::now() + every).await;
     }
 }

@@ -34,7 +34,7 @@ pub mod watch;
 mod wireguard;
 
 pub use caps::{legacy_tables, listening_ports, port_holder, privileged};
-pub use clock::local_time;
+pub use clock::{Timer, local_time};
 pub use host::{NetlinkHost as SystemHost, host};
 pub(crate) use lock::lock_holder;
 pub use notify::{notify, watchdog};

@@ -1,8 +1,8 @@
 //! STUN from a port that WireGuard owns: raw(7) sockets with our port as source.
 //!
 //! WireGuard's socket can't be shared, but the kernel gives every raw socket a copy of what comes in, and sends what it
-//! is handed. A classic BPF filter lets through only what is for our port and carries the STUN magic cookie; WireGuard
-//! gets its own copy and drops it. Probes carry the device's fwmark, so they take the way its outer packets take.
+//! is handed. A classic BPF filter lets through only what is for our port and carries the STUN magic cookie, and on demand
+//! only what says something new; WireGuard gets its own copy and drops it. Probes carry the device's fwmark, so they take the way its outer packets take.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -49,6 +49,17 @@ impl RawStun {
         Ok(RawStun { epoll, v4, v6, port })
     }
 
+    /// From now on leaves out success responses whose XOR-MAPPED-ADDRESS is one of these, at most one a family: they
+    /// wake nobody. Whatever else comes is still let through.
+    pub fn leave_out(&self, expected: &[SocketAddr]) -> io::Result<()> {
+        for (socket, family) in std::iter::once((&self.v4, Family::V4)).chain(self.v6.as_ref().map(|s| (s, Family::V6)))
+        {
+            let expected = expected.iter().copied().find(|address| Family::of(&address.ip()) == family);
+            socket.attach_filter(&filter(family, self.port, expected))?;
+        }
+        Ok(())
+    }
+
     /// Sends one message from `source` (a local address, from a route look-up with the same mark) and our port.
     pub fn send(&self, source: IpAddr, to: SocketAddr, message: &[u8]) -> io::Result<()> {
         let (socket, family) = match to {
@@ -84,7 +95,7 @@ impl AsRawFd for RawStun {
 fn open_socket(family: Family, port: u16, fwmark: u32) -> io::Result<Socket> {
     let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
-    socket.attach_filter(&filter(family, port))?;
+    socket.attach_filter(&filter(family, port, None))?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER / 2)?;
     if fwmark != 0 {
         socket.set_mark(fwmark)?;
@@ -96,7 +107,7 @@ fn open_socket(family: Family, port: u16, fwmark: u32) -> io::Result<Socket> {
 }
 
 /// An IPv4 raw socket sees its IP header first, an IPv6 one the UDP header; raw(7), ipv6(7).
-fn filter(family: Family, port: u16) -> Vec<SockFilter> {
+fn filter(family: Family, port: u16, leave_out: Option<SocketAddr>) -> Vec<SockFilter> {
     let mut program = Program::default();
     match family {
         Family::V4 => program.set_x_to_ipv4_header(0),
@@ -104,6 +115,9 @@ fn filter(family: Family, port: u16) -> Vec<SockFilter> {
     }
     program.load_behind_x(H, 2);
     program.require(&[u32::from(port)]);
+    if let Some(expected) = leave_out {
+        program.refuse_expected(0, 0, expected);
+    }
     bpf::filter(&program.finish_with(0, &STUN))
 }
 
@@ -205,5 +219,16 @@ mod tests {
         assert_eq!(parse_v6(from, &[0x0d, 0x96, 0, 1, 0, 7, 0, 0]), None);
         let (from, payload) = parse_v6(from, &[0x0d, 0x96, 0, 1, 0, 9, 0, 0, 1]).unwrap();
         assert_eq!((from.port(), payload), (3478, 8..9));
+    }
+
+    #[test]
+    fn the_kernel_takes_the_filters() {
+        for expected in ["203.0.113.45:51820", "[2001:db8::1]:51820"] {
+            let expected: SocketAddr = expected.parse().unwrap();
+            let (near, _far) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
+            for leave_out in [None, Some(expected)] {
+                near.attach_filter(&filter(Family::of(&expected.ip()), 51820, leave_out)).unwrap();
+            }
+        }
     }
 }

@@ -1,13 +1,16 @@
-//! "Something about links, addresses, routes or policy rules has changed": rtnetlink(7) multicast, as a wake-up. What it
-//! is now, [`crate::Host`] tells; a lost notification (ENOBUFS) is therefore as good as one that came.
+//! "Something has changed", as a wake-up: links, addresses, routes, policy rules and the firewall by netlink multicast,
+//! files by inotify(7). What it is now is for the woken to look at; a lost notification (ENOBUFS) is therefore as good as
+//! one that came.
 
+use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Watch};
 
 /// Groups of `linux/rtnetlink.h`, as bits of `nl_groups` (group n is bit n-1).
 const GROUPS: [u32; 7] = [
@@ -58,9 +61,10 @@ impl NetworkWatch {
         };
         open().map(NetworkWatch)
     }
+}
 
-    /// Takes every notification that waits; whether there was one.
-    pub fn drain(&self) -> bool {
+impl Watch for NetworkWatch {
+    fn drain(&self) -> bool {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut any = false;
         loop {
@@ -80,9 +84,132 @@ impl AsRawFd for NetworkWatch {
     }
 }
 
+/// What makes a file another one, or its contents: written and closed, made, removed, renamed; itself or its name.
+const FILE_EVENTS: u32 = libc::IN_CLOSE_WRITE
+    | libc::IN_CREATE
+    | libc::IN_DELETE
+    | libc::IN_DELETE_SELF
+    | libc::IN_MOVE
+    | libc::IN_MOVE_SELF;
+/// Symbolic links followed one after the other; the kernel's own limit, path_resolution(7).
+const LINKS: usize = 40;
+
+/// Readable when one of a few files may have changed, whether or not they are there. Non-blocking. What happens beside
+/// them in their directories wakes, too.
+#[derive(Debug)]
+pub struct FileWatch {
+    inotify: OwnedFd,
+    paths: Vec<PathBuf>,
+}
+
+impl FileWatch {
+    /// Watches these files, through symbolic links.
+    pub fn open(paths: &[&Path]) -> Result<Self> {
+        let failed = |source| Error::system("watch files for changes", source);
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
+        if fd < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: the kernel has just given us this descriptor.
+        let inotify = unsafe { OwnedFd::from_raw_fd(fd) };
+        let watch = FileWatch { inotify, paths: paths.iter().map(|path| path.to_path_buf()).collect() };
+        watch.follow().map_err(failed)?;
+        Ok(watch)
+    }
+
+    /// Watches each file, its directory, and those of every link on the way to it. Watching one again changes nothing.
+    fn follow(&self) -> io::Result<()> {
+        for path in &self.paths {
+            let mut path = path.clone();
+            for _ in 0..LINKS {
+                // a file that is a mount point tells nothing to the directory it is seen in
+                let _ = self.add(&path);
+                let parents = path.ancestors().skip(1);
+                // where there is no such directory, the one that it would be made in
+                let added = parents
+                    .map(|parent| self.add(parent))
+                    .find(|added| !matches!(added, Err(error) if error.kind() == io::ErrorKind::NotFound));
+                added.unwrap_or(Ok(()))?;
+                let Ok(target) = std::fs::read_link(&path) else { break };
+                path = path.parent().unwrap_or(Path::new("/")).join(target);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&self, path: &Path) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+        // SAFETY: a valid C string.
+        match unsafe { libc::inotify_add_watch(self.inotify.as_raw_fd(), path.as_ptr(), FILE_EVENTS) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Watch for FileWatch {
+    fn drain(&self) -> bool {
+        let mut buffer = [0u8; 4096];
+        let mut any = false;
+        loop {
+            // SAFETY: the kernel writes at most `buffer.len()` bytes.
+            match unsafe { libc::read(self.inotify.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } {
+                1.. => any = true,
+                _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        if any && let Err(error) = self.follow() {
+            tracing::warn!(%error, "not every file can be watched any more");
+        }
+        any
+    }
+}
+
+impl AsRawFd for FileWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inotify.as_raw_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_followed_through_links_and_directories_that_come_and_go() {
+        use std::fs;
+        let dir = std::env::temp_dir().join(format!("peervpn-watch-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let (path, run) = (dir.join("resolv.conf"), dir.join("run"));
+        let watch = FileWatch::open(&[&path]).unwrap();
+        let step = |what: &str, step: &dyn Fn() -> io::Result<()>| {
+            assert!(!watch.drain(), "before: {what}");
+            step().unwrap();
+            assert!(watch.drain(), "not noticed: {what}");
+        };
+        step("made", &|| fs::write(&path, "a"));
+        step("written", &|| fs::write(&path, "b"));
+        step("replaced", &|| fs::write(dir.join("new"), "c").and_then(|()| fs::rename(dir.join("new"), &path)));
+        step("removed", &|| fs::remove_file(&path));
+        step("made a link to nowhere", &|| std::os::unix::fs::symlink("run/resolve/stub", &path));
+        step("the target's directory's", &|| fs::create_dir(&run));
+        step("the target's directory", &|| fs::create_dir(run.join("resolve")));
+        step("the target", &|| fs::write(run.join("resolve/stub"), "d"));
+        step("the target written", &|| fs::write(run.join("resolve/stub"), "e"));
+        assert!(!watch.drain());
+        // a hard link stands for a mount: only the file itself is watched where it is written from
+        let elsewhere = std::env::temp_dir().join(format!("peervpn-watch-{}-elsewhere", std::process::id()));
+        step("replaced by another name of a file", &|| {
+            fs::write(&elsewhere, "f")?;
+            fs::remove_file(&path)?;
+            fs::hard_link(&elsewhere, &path)
+        });
+        step("written by the other name", &|| fs::write(&elsewhere, "g"));
+        fs::remove_file(&elsewhere).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_new_link_is_a_change_and_quiet_is_none() {

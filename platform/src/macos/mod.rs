@@ -22,7 +22,7 @@ pub mod udp;
 pub use uapi_listener::UapiListener;
 
 pub use absent::{
-    SystemHost, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables, listening_ports,
+    SystemHost, Timer, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables, listening_ports,
     local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watch, watchdog, wireguard,
     writable,
 };
@@ -51,6 +51,18 @@ impl AsRawFd for packet::InitiationTap {
 }
 
 impl AsRawFd for raw::RawStun {
+    fn as_raw_fd(&self) -> RawFd {
+        match *self {}
+    }
+}
+
+impl AsRawFd for watch::FileWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        match *self {}
+    }
+}
+
+impl AsRawFd for Timer {
     fn as_raw_fd(&self) -> RawFd {
         match *self {}
     }

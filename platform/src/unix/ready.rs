@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+/// What can be watched.
+pub use std::os::fd::AsRawFd as Source;
+
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 

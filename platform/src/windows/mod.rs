@@ -17,7 +17,7 @@ mod text;
 pub mod udp;
 
 pub use absent::{
-    SystemHost, UapiListener, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
+    SystemHost, Timer, UapiListener, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
     listening_ports, local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watch, watchdog,
     wireguard, writable,
 };
@@ -41,6 +41,18 @@ impl ready::Source for raw::RawStun {
 }
 
 impl ready::Source for watch::NetworkWatch {
+    fn signal(&self) -> &Arc<ready::Signal> {
+        match *self {}
+    }
+}
+
+impl ready::Source for watch::FileWatch {
+    fn signal(&self) -> &Arc<ready::Signal> {
+        match *self {}
+    }
+}
+
+impl ready::Source for Timer {
     fn signal(&self) -> &Arc<ready::Signal> {
         match *self {}
     }
