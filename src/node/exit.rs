@@ -99,6 +99,7 @@ struct Exit<'a> {
     firewall: roam::Changes,
     /// Newcomers about to be installed, and when.
     admitted: Vec<(Peer, Instant)>,
+    tending: invites::Tending,
     /// Peers we call until they answer.
     calls: Vec<call::Call>,
     /// Newcomers are asked about on the terminal.
@@ -228,6 +229,7 @@ async fn bring_up<'a>(
         mapped,
         monitor,
         admitted: Vec::new(),
+        tending: invites::Tending::new(),
         calls: Vec::new(),
         options,
         places,
@@ -295,8 +297,8 @@ impl Exit<'_> {
         applier: &mut Applier,
         out: &mut dyn Output,
     ) -> Option<control::Asked> {
-        let mut tending = tokio::time::interval(invites::EVERY);
-        tending.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // what expired while no node ran
+        self.tend_invites(applier);
         loop {
             tokio::select! {
                 () = signals.recv() => return None,
@@ -311,6 +313,7 @@ impl Exit<'_> {
                         return Some(asked);
                     }
                     let answer = self.answer(&asked.request, applier, out).unwrap_or_else(control::failed);
+                    self.plan_tending();
                     asked.reply(answer);
                 }
                 news = mapping::next_news(&mut self.mapping, applier) => self.news(news, applier, out),
@@ -322,9 +325,10 @@ impl Exit<'_> {
                 }
                 asked = service::next(&mut self.service) => {
                     let answer = self.service(asked.from, &asked.request, applier, out);
+                    self.plan_tending();
                     asked.reply(answer);
                 }
-                _ = tending.tick(), if self.tends_invites() => self.tend_invites(applier),
+                () = self.tending.due() => self.tend_invites(applier),
                 () = self.changes.settled() => {
                     self.network_changed(applier, out);
                     settle::put_back(applier, out);

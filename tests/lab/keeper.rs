@@ -17,26 +17,36 @@ use crate::{assert_leaves_through_exit, join, lab_tests, open_exit, text, texts}
 const SERVERS: [&str; 4] = ["--stun-server", "192.0.2.3:3478", "--stun-server", "192.0.2.4:3478"];
 /// How long the routers' mappings live, in seconds.
 const LIFETIME: u32 = 5;
-/// How long an exit is left alone: four lifetimes.
-const IDLE: Duration = Duration::from_secs(20);
+
+/// Lifetime of the routers' mappings in seconds, how often it is refreshed, and how long the exit is left alone: four
+/// lifetimes; with `PEERVPN_LONG_IDLE=1` a minute.
+fn pace() -> (u32, &'static str, Duration) {
+    match std::env::var_os("PEERVPN_LONG_IDLE") {
+        None => (LIFETIME, "2s", Duration::from_secs(20)),
+        Some(_) => (10, "4s", Duration::from_secs(60)),
+    }
+}
+
 /// How long the keeper waits for an answer before it asks elsewhere.
 const ANSWER: Duration = Duration::from_millis(1500);
 
-fn cone_lab(peers: &[Nat]) -> Lab {
+fn cone_lab(peers: &[Nat], lifetime: u32) -> Lab {
     let peers: Vec<Plan> = peers.iter().map(|nat| Plan::v4_only(*nat)).collect();
     let mut lab = Lab::new(Plan::v4_only(Nat::FullCone), &peers);
-    lab.exit.mappings_live(LIFETIME);
+    lab.exit.mappings_live(lifetime);
     lab
 }
 
-/// An exit left alone for [`IDLE`], then a peer: the `connected` event if there is one, the initiations that the peer
+/// An exit left alone as [`pace`] says, then a peer: the `connected` event if there is one, the initiations that the peer
 /// sent, and those that the exit heard.
-fn join_after_idling(keeper_interval: &str) -> (Option<Value>, u64, u64) {
-    let lab = cone_lab(&[Nat::PortRestricted]);
+fn join_after_idling(keeper: bool) -> (Option<Value>, u64, u64) {
+    let (lifetime, interval, idle) = pace();
+    let keeper_interval = if keeper { interval } else { "1h" };
+    let lab = cone_lab(&[Nat::PortRestricted], lifetime);
     let (mut exit, ready) = open_exit(&lab, &[&SERVERS[..], &["--keeper-interval", keeper_interval]].concat());
     let router = lab.exit.router.as_ref().expect("a NAT");
     let port = ready["port"].to_string();
-    std::thread::sleep(IDLE);
+    std::thread::sleep(idle);
     let live = router.output("nft", &["list", "set", "ip", "nat", "live"]).contains(&port);
     let sent = Counts::start(&lab.peer().host, &[], &[("sent", INITIATION)]);
     let heard = Counts::start(&lab.exit.host, &[("heard", INITIATION)], &[]);
@@ -44,6 +54,13 @@ fn join_after_idling(keeper_interval: &str) -> (Option<Value>, u64, u64) {
     let connected = peer.try_event("connected", patience(5)).ok();
     assert_eq!(live, connected.is_some(), "the port was reachable: {live}\n{}\n{}", exit.log(), peer.log());
     let counts = (sent.packets("sent"), heard.packets("heard"));
+    println!(
+        "mappings live {lifetime} s, refreshed every {keeper_interval}, exit idle for {idle:?}: {}",
+        connected.as_ref().map_or("not joined".to_owned(), |c| format!(
+            "joined in {} ms, {} initiation",
+            c["handshake_ms"], counts.0
+        ))
+    );
     if connected.is_some() {
         assert_leaves_through_exit(&lab, lab.peer());
     }
@@ -114,7 +131,7 @@ impl Drop for Spoken {
 
 lab_tests! {
     fn an_idle_exit_is_joined_at_the_first_try("conntrack") {
-        let (connected, sent, _) = join_after_idling("2s");
+        let (connected, sent, _) = join_after_idling(true);
         let took = connected.expect("reachable")["handshake_ms"].as_u64().expect("a number");
         // an unanswered initiation is repeated after a second: none was, but on a machine that took that long to answer
         assert!(sent <= 1 + took / 1000, "{sent} initiations in {took} ms");
@@ -122,7 +139,7 @@ lab_tests! {
 
     /// The control: the same without refreshes.
     fn an_idle_exit_without_the_keeper_is_not_joined("conntrack") {
-        let (connected, sent, heard) = join_after_idling("1h");
+        let (connected, sent, heard) = join_after_idling(false);
         assert_eq!(connected, None);
         assert!(sent >= 2, "the peer tried {sent} times");
         assert_eq!(heard, 0);
@@ -131,7 +148,7 @@ lab_tests! {
     /// The exit's router restarts with another address. (A peer behind a strict NAT is out of reach then: nothing that
     /// comes from the new address gets through to it, and it doesn't know that one.)
     fn a_reboot_of_the_exits_router_is_announced_and_healed("conntrack") {
-        let mut lab = cone_lab(&[Nat::Open, Nat::PortRestricted]);
+        let mut lab = cone_lab(&[Nat::Open, Nat::PortRestricted], LIFETIME);
         let interval = Duration::from_secs(2);
         let (mut exit, ready) = open_exit(&lab, &[&SERVERS[..], &["--keeper-interval", "2s"]].concat());
         let port = &ready["port"];
@@ -184,7 +201,7 @@ lab_tests! {
     }
 
     fn monitor_nat_prints_the_lines_of_the_design("conntrack") {
-        let mut lab = cone_lab(&[]);
+        let mut lab = cone_lab(&[], LIFETIME);
         let exit = Spoken::start(&lab.exit, &["exit", "--accept", "none", "--monitor-nat", "--port", "51820", "--keeper-interval", "2s"]);
         let old = lab.exit.public4;
         assert_eq!(exit.monitored(), format!("✅ NAT port persistent: {old}:51820 (unchanged)"));
@@ -226,9 +243,10 @@ lab_tests! {
         let (answers4, answers6) = (format!("ip version 4 {answers}"), format!("ip6 version 6 {answers}"));
         let counts = Counts::start(&lab.exit.host, &[("answers4", &answers4), ("answers6", &answers6)], &[("icmp4", v4), ("icmp6", v6)]);
         std::thread::sleep(Duration::from_secs(6));
-        for family in ["4", "6"] {
+        // two servers at once, or the only one
+        for (family, most) in [("4", 16), ("6", 8)] {
             let answers = counts.packets(&format!("answers{family}"));
-            assert!((3..=8).contains(&answers), "{answers} answers by IPv{family}");
+            assert!((3..=most).contains(&answers), "{answers} answers by IPv{family}");
             assert_eq!(counts.packets(&format!("icmp{family}")), 0);
         }
         exit.stop(libc::SIGINT);

@@ -110,6 +110,7 @@ impl Exit<'_> {
             Verdict::Valid { key } | Verdict::Settled { key } => key,
             Verdict::Drop(_) => return,
         };
+        self.heard(&key, now);
         match self.admission.consider(key, source, now) {
             Decision::Admit(addresses) => {
                 if self.admitted.iter().all(|(peer, _)| peer.public_key != key) {

@@ -1,7 +1,7 @@
 //! Invites on a running exit: making them, the control service's answers, and their end.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peervpn_platform::Host as _;
 use peervpn_platform::types::{PeerConfig, RouteKind};
@@ -15,6 +15,7 @@ use crate::join::admission::Admission;
 use crate::join::peers::{How, Invite, MAX_PEERS, Peer, PeerStore};
 use crate::join::service::{self, Answer, Refusal, Request, Settings};
 use crate::key::{PresharedKey, PublicKey};
+use crate::node::alarm::Alarm;
 use crate::node::apply::Applier;
 use crate::node::control::Response;
 use crate::node::event::{Event, Output};
@@ -22,8 +23,33 @@ use crate::node::invite::{self, Terms, Wanted};
 use crate::node::state;
 use crate::tunnel;
 
-/// How often it is looked who has used an invite, and what has expired.
-pub const EVERY: Duration = Duration::from_secs(5);
+/// After an initiation by someone who has an invite, the device shall have had the packet that completes the handshake.
+const COMPLETE: Duration = Duration::from_secs(2);
+
+/// When to look who has used an invite, and what has expired.
+pub struct Tending {
+    alarm: Alarm,
+    due: Option<Instant>,
+}
+
+impl Tending {
+    /// Nothing to look for yet.
+    pub fn new() -> Tending {
+        Tending { alarm: Alarm::new(), due: None }
+    }
+
+    /// Look now. Can be dropped and called again at any time.
+    pub async fn due(&mut self) {
+        match self.due {
+            Some(due) => drop(self.alarm.until(due).await),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn by(&mut self, due: Instant) {
+        self.due = Some(self.due.map_or(due, |other| other.min(due)));
+    }
+}
 
 /// A slot as the device is to have it: its key opens the way from its door to us, and nothing else.
 pub fn device_slot(invite: &Invite) -> PeerConfig {
@@ -200,7 +226,7 @@ impl Exit<'_> {
             )));
             return Err(Refusal::Failed);
         }
-        self.decided(key, std::time::Instant::now(), out);
+        self.decided(key, Instant::now(), out);
         out.event(&Event::Joined {
             peer_id: key.peer_id(),
             public_key: *key,
@@ -210,15 +236,29 @@ impl Exit<'_> {
         self.store.get(key).map(|peer| self.settings(peer)).ok_or(Refusal::Failed)
     }
 
-    /// Whether there is an invite or a peer that may expire.
-    pub(super) fn tends_invites(&self) -> bool {
-        self.store.invites().len() > 0 || self.store.peers().any(|peer| peer.use_by.is_some())
+    /// Looks again when the next invite or unused slot expires. To be called when the store has changed.
+    pub(super) fn plan_tending(&mut self) {
+        let now = state::now();
+        let invites = self.store.invites().filter(|invite| invite.unconfirmed.is_empty()).map(|i| i.expires_at);
+        let next = invites.chain(self.store.peers().filter_map(|peer| peer.use_by)).min();
+        self.tending.due = next.map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
     }
 
-    /// Looks who has used an invite, and takes away what is over. Cheap where there is nothing to look for.
+    /// Someone known has initiated: perhaps the first use of a slot, or of a redeemed invite.
+    pub(super) fn heard(&mut self, key: &PublicKey, now: Instant) {
+        let slot = self.store.get(key).is_some_and(|peer| peer.use_by.is_some());
+        if slot || self.store.invites().any(|invite| invite.unconfirmed.contains(key)) {
+            self.tending.by(now + COMPLETE);
+        }
+    }
+
+    /// Looks who has used an invite, and takes away what is over.
     pub(super) fn tend_invites(&mut self, applier: &mut Applier) {
         let now = state::now();
-        let Ok(state) = self.wireguard.state(applier.interface()) else { return };
+        let Ok(state) = self.wireguard.state(applier.interface()) else {
+            self.tending.due = Some(Instant::now() + COMPLETE);
+            return;
+        };
         let mut news = false;
         for heard in state.peers.iter().filter(|peer| peer.last_handshake.is_some()) {
             let key = PublicKey(heard.public_key);
@@ -235,6 +275,7 @@ impl Exit<'_> {
         {
             tracing::warn!(%failure, "what became of invites is not remembered");
         }
+        self.plan_tending();
     }
 
     /// Takes a slot off the device and out of the store. Its key is not asked about until the next start.
