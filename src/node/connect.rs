@@ -415,13 +415,12 @@ async fn serve(
                 continue;
             }
             () = node.changes.settled() => {
-                // first, or what it sends goes astray
-                node.steer(&mut applier, out);
+                // first, or what follows goes astray
+                node.put_back(&mut applier, out);
                 node.network_changed(&mut applier, out);
                 if let Err(failure) = node.guard.follow_lan(&mut applier) {
                     tracing::warn!(%failure, "the LAN cannot be followed");
                 }
-                node.put_back(&mut applier, out);
                 continue;
             }
             () = node.firewall.settled() => {

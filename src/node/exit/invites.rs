@@ -29,25 +29,24 @@ const COMPLETE: Duration = Duration::from_secs(2);
 /// When to look who has used an invite, and what has expired.
 pub struct Tending {
     alarm: Alarm,
-    due: Option<Instant>,
+    /// The next one expires.
+    over: Option<Instant>,
+    /// Someone may have used one.
+    heard: Option<Instant>,
 }
 
 impl Tending {
     /// Nothing to look for yet.
     pub fn new() -> Tending {
-        Tending { alarm: Alarm::new(), due: None }
+        Tending { alarm: Alarm::new(), over: None, heard: None }
     }
 
     /// Look now. Can be dropped and called again at any time.
     pub async fn due(&mut self) {
-        match self.due {
+        match self.over.into_iter().chain(self.heard).min() {
             Some(due) => drop(self.alarm.until(due).await),
             None => std::future::pending().await,
         }
-    }
-
-    fn by(&mut self, due: Instant) {
-        self.due = Some(self.due.map_or(due, |other| other.min(due)));
     }
 }
 
@@ -241,14 +240,14 @@ impl Exit<'_> {
         let now = state::now();
         let invites = self.store.invites().filter(|invite| invite.unconfirmed.is_empty()).map(|i| i.expires_at);
         let next = invites.chain(self.store.peers().filter_map(|peer| peer.use_by)).min();
-        self.tending.due = next.map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
+        self.tending.over = next.map(|at| Instant::now() + Duration::from_secs(at.saturating_sub(now)));
     }
 
     /// Someone known has initiated: perhaps the first use of a slot, or of a redeemed invite.
     pub(super) fn heard(&mut self, key: &PublicKey, now: Instant) {
         let slot = self.store.get(key).is_some_and(|peer| peer.use_by.is_some());
         if slot || self.store.invites().any(|invite| invite.unconfirmed.contains(key)) {
-            self.tending.by(now + COMPLETE);
+            self.tending.heard.get_or_insert(now + COMPLETE);
         }
     }
 
@@ -256,9 +255,10 @@ impl Exit<'_> {
     pub(super) fn tend_invites(&mut self, applier: &mut Applier) {
         let now = state::now();
         let Ok(state) = self.wireguard.state(applier.interface()) else {
-            self.tending.due = Some(Instant::now() + COMPLETE);
+            self.tending.heard = Some(Instant::now() + COMPLETE);
             return;
         };
+        self.tending.heard = None;
         let mut news = false;
         for heard in state.peers.iter().filter(|peer| peer.last_handshake.is_some()) {
             let key = PublicKey(heard.public_key);
