@@ -7,6 +7,7 @@ mod admit;
 mod call;
 mod endpoints;
 mod invites;
+mod keepalive;
 mod manage;
 mod mapped;
 mod watch_mapping;
@@ -97,11 +98,13 @@ struct Exit<'a> {
     uplinks: Vec<(Family, RouteLookup)>,
     changes: roam::Changes,
     firewall: roam::Changes,
-    /// Newcomers about to be installed, and when.
+    /// Newcomers about to be installed, and when they came.
     admitted: Vec<(Peer, Instant)>,
     tending: invites::Tending,
     /// Peers we call until they answer.
     calls: Vec<call::Call>,
+    /// Whose keepalive is on.
+    keepalives: keepalive::Keepalives,
     /// Newcomers are asked about on the terminal.
     questions: Option<admit::Questions>,
 }
@@ -231,6 +234,7 @@ async fn bring_up<'a>(
         admitted: Vec::new(),
         tending: invites::Tending::new(),
         calls: Vec::new(),
+        keepalives: keepalive::Keepalives::new(store.peers()),
         options,
         places,
         checker: Checker::new(&ground.key),
@@ -336,6 +340,7 @@ impl Exit<'_> {
                 () = self.firewall.settled() => settle::put_back(applier, out),
                 () = admit::due(&self.admitted) => self.install(Instant::now(), applier, out),
                 () = call::due(&self.calls) => self.call(applier),
+                () = keepalive::due(&self.keepalives) => self.tend_keepalives(Instant::now(), applier),
                 () = self.resolver.changed() => {
                     let addresses = exit_addresses(&self.key.public());
                     let table = firewall(applier.interface(), addresses, self.options, self.resolver.servers());

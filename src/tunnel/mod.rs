@@ -1,5 +1,6 @@
 //! The desired WireGuard state: device and peer settings, MTU arithmetic, what is routed into the tunnel. Pure.
 
+pub mod keepalive;
 pub mod mtu;
 pub mod qr;
 pub mod routes;
@@ -27,12 +28,13 @@ pub fn device(key: &PrivateKey, listen_port: u16, fwmark: u32) -> DeviceConfig {
     }
 }
 
-/// A peer, complete: with endpoint and keepalive in one request, a device that is up initiates at once.
+/// A peer, complete. With endpoint and keepalive in one request, a device that is up initiates at once; where the endpoint
+/// is not known, a keepalive would only cost (see [`keepalive`]).
 pub fn peer(key: &PublicKey, endpoint: Option<SocketAddr>, allowed_ips: Vec<IpNetwork>) -> PeerConfig {
     PeerConfig {
         public_key: key.0,
         endpoint,
-        keepalive: Some(KEEPALIVE),
+        keepalive: endpoint.map(|_| KEEPALIVE),
         replace_allowed_ips: true,
         allowed_ips,
         ..PeerConfig::default()

@@ -21,7 +21,7 @@ use crate::join::initiation::Verdict;
 use crate::join::peers::{How, Peer, check_name};
 use crate::key::{PresharedKey, PublicKey};
 use crate::node::apply::Applier;
-use crate::node::control::{PendingPeer, Response};
+use crate::node::control::{PeerStatus, PendingPeer, Response};
 use crate::node::event::{Event, Output};
 use crate::node::state;
 use crate::tunnel;
@@ -55,10 +55,19 @@ pub fn device_peer(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerConfig {
 /// A newcomer's initiation reaches us before WireGuard has worked on it. A peer that is installed in between has its
 /// initiation answered *and* gets ours, and both fail (see `call`): so wait until WireGuard has dropped it.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Where many join at once, WireGuard has more to drop: they are installed together once no more come, but after this at
+/// the latest.
+const SETTLE_MAX: Duration = Duration::from_millis(100);
 
-/// When the next newcomer is to be installed.
+/// When the newcomers, with the times they came, are to be installed.
+fn when(admitted: &[(Peer, Instant)]) -> Option<Instant> {
+    let (first, last) = (admitted.first()?.1, admitted.last()?.1);
+    Some((last + SETTLE).min(first + SETTLE_MAX))
+}
+
+/// When [`Exit::install`] has something to do.
 pub async fn due(admitted: &[(Peer, Instant)]) {
-    match admitted.iter().map(|(_, due)| *due).min() {
+    match when(admitted) {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
@@ -116,7 +125,7 @@ impl Exit<'_> {
                 if self.admitted.iter().all(|(peer, _)| peer.public_key != key) {
                     let peer =
                         Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Any, state::now()) };
-                    self.admitted.push((peer, now + SETTLE));
+                    self.admitted.push((peer, now));
                 }
             }
             Decision::AskOperator { first: true } => {
@@ -135,9 +144,9 @@ impl Exit<'_> {
                 key.peer_id(),
                 with.peer_id()
             ))),
+            Decision::Known => self.keepalives.heard(key, now),
             Decision::AskOperator { first: false }
             | Decision::Collision { first: false, .. }
-            | Decision::Known
             | Decision::Revoked
             | Decision::Denied
             | Decision::Full
@@ -145,14 +154,19 @@ impl Exit<'_> {
         }
     }
 
-    /// Installs the newcomers whose time has come.
+    /// Installs the newcomers when their time has come.
     pub(super) fn install(&mut self, now: Instant, applier: &mut Applier, out: &mut dyn Output) {
-        let (due, later) = std::mem::take(&mut self.admitted).into_iter().partition(|(_, due)| *due <= now);
-        self.admitted = later;
-        let due: Vec<(Peer, Instant)> = due;
-        for (peer, _) in due {
+        if when(&self.admitted).is_none_or(|due| due > now) {
+            return;
+        }
+        let due: Vec<Peer> = std::mem::take(&mut self.admitted).into_iter().map(|(peer, _)| peer).collect();
+        if due.len() > 1 && self.let_in(due.clone(), applier, out).is_ok() {
+            return;
+        }
+        // one that can't be let in must not keep the others out
+        for peer in due {
             let id = peer.public_key.peer_id();
-            if let Err(failure) = self.let_in(peer, applier, out) {
+            if let Err(failure) = self.let_in(vec![peer], applier, out) {
                 out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
             }
         }
@@ -232,9 +246,10 @@ impl Exit<'_> {
         };
         let peer = Peer { name: name.map(str::to_owned).or(peer.name), ..peer };
         let key = peer.public_key;
-        self.let_in(peer, applier, out)?;
+        let answer = Response::Accepted(PeerStatus::at_rest(&peer));
+        self.let_in(vec![peer], applier, out)?;
         self.decided(&key, now, out);
-        self.peer_answer(&key, applier)
+        Ok(answer)
     }
 
     /// Nobody need be asked about this key any more.
@@ -259,49 +274,67 @@ impl Exit<'_> {
         }
     }
 
-    /// A peer as it stands, for an answer.
-    pub(super) fn peer_answer(&mut self, key: &PublicKey, applier: &Applier) -> Result<Response, Failure> {
-        let status = self.status(applier)?;
-        let peer = status.peers.into_iter().find(|p| p.public_key == *key);
-        peer.map(Response::Accepted)
-            .ok_or_else(|| Failure::new("the device lost the peer at once", "peervpn status shows who is in"))
-    }
-
-    /// Puts a peer into WireGuard, routes to it, remembers it. With endpoint and keepalive in one request on a device
-    /// that is up, our side initiates at once, through the NAT that the peer's own packet has opened.
-    pub(super) fn let_in(&mut self, peer: Peer, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
-        let Peer { public_key: key, tunnel_addresses, how, .. } = peer;
-        let endpoint = peer.endpoint.as_ref().and_then(Endpoint::socket_addr);
-        let config = device_peer(&peer, endpoint);
-        let revoked = self.store.is_revoked(&key).then(|| self.store.clone());
-        self.store.add(peer)?;
+    /// Puts peers into WireGuard, routes to them, remembers them: one request, one batch, one write, however many join at
+    /// once. With endpoint and keepalive in one request on a device that is up, our side initiates at once, through the
+    /// NAT that the peer's own packet has opened.
+    pub(super) fn let_in(
+        &mut self,
+        peers: Vec<Peer>,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) -> Result<(), Failure> {
         let interface = applier.interface().to_owned();
-        let done = self
-            .wireguard
-            .configure(&interface, &tunnel::peers(vec![config]))
-            .map_err(Failure::from)
-            .and_then(|()| Ok(applier.host.add_routes(&routes(&interface, &tunnel_addresses, applier.ipv6))?))
+        let endpoint = |peer: &Peer| peer.endpoint.as_ref().and_then(Endpoint::socket_addr);
+        let configs = peers.iter().map(|peer| device_peer(peer, endpoint(peer))).collect();
+        let new_routes: Vec<Route> =
+            peers.iter().flat_map(|peer| routes(&interface, &peer.tunnel_addresses, applier.ipv6)).collect();
+        let revoked = peers.iter().any(|peer| self.store.is_revoked(&peer.public_key)).then(|| self.store.clone());
+        let mut added = 0;
+        let mut done = Ok(());
+        for peer in &peers {
+            done = self.store.add(peer.clone()).map_err(Failure::from);
+            if done.is_err() {
+                break;
+            }
+            added += 1;
+        }
+        let stored = done.is_ok();
+        let done = done
+            .and_then(|()| Ok(self.wireguard.configure(&interface, &tunnel::peers(configs))?))
+            .and_then(|()| Ok(applier.host.add_routes(&new_routes)?))
             .and_then(|()| state::save_peers(self.places, &self.store));
         if let Err(failure) = done {
             // all or nothing: a peer that can't be kept is not let in
-            self.store.remove(&key);
+            for peer in &peers[..added] {
+                self.store.remove(&peer.public_key);
+            }
             if let Some(before) = revoked {
                 self.store = before;
             }
-            let _ = self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&key)]));
-            for route in routes(&interface, &tunnel_addresses, applier.ipv6) {
-                let _ = applier.host.delete_route(&route);
+            if stored {
+                let removals = peers.iter().map(|peer| tunnel::removal(&peer.public_key)).collect();
+                let _ = self.wireguard.configure(&interface, &tunnel::peers(removals));
+                for route in &new_routes {
+                    let _ = applier.host.delete_route(route);
+                }
             }
             return Err(failure);
         }
-        self.admission.know(key, tunnel_addresses);
-        self.calls.extend(endpoint.map(|endpoint| Call::new(key, vec![endpoint])));
-        out.event(&Event::Joined {
-            peer_id: key.peer_id(),
-            public_key: key,
-            tunnel_addresses: tunnel_addresses.to_vec(),
-            how: how.as_str(),
-        });
+        let under_way = self.calls.len() + peers.len() - 1;
+        for peer in &peers {
+            let (key, tunnel_addresses) = (peer.public_key, peer.tunnel_addresses);
+            self.admission.know(key, tunnel_addresses);
+            if let Some(endpoint) = endpoint(peer) {
+                self.calls.push(Call::new(key, vec![endpoint], under_way));
+                self.keepalives.called(&key);
+            }
+            out.event(&Event::Joined {
+                peer_id: key.peer_id(),
+                public_key: key,
+                tunnel_addresses: tunnel_addresses.to_vec(),
+                how: peer.how.as_str(),
+            });
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! - Newcomers: installing a peer makes our WireGuard initiate. Should it also still see the newcomer's own initiation,
 //!   both sides end up as responders and each ignores the other's response, until somebody initiates anew.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,7 @@ use crate::join::connect::{ConnectString, Endpoint};
 use crate::join::peers::{How, Peer, check_name};
 use crate::key::PublicKey;
 use crate::node::apply::Applier;
-use crate::node::control::Response;
+use crate::node::control::{PeerStatus, Response};
 use crate::node::event::Output;
 use crate::node::state;
 use crate::tunnel;
@@ -25,6 +26,9 @@ use crate::tunnel;
 const CALL_AGAIN: Duration = Duration::from_millis(250);
 /// The longest time between calls.
 const CALL_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// Where many are called at once, each waits this much longer for every one of them: calling again undoes the handshakes
+/// that only wait for their turn, about 1 ms of arithmetic each on either side.
+const EACH: Duration = Duration::from_millis(5);
 /// How long a peer is called this often; WireGuard goes on by itself.
 const CALL_FOR: Duration = Duration::from_secs(60);
 
@@ -35,17 +39,19 @@ pub struct Call {
     turn: usize,
     next: Instant,
     gap: Duration,
+    gap_max: Duration,
     until: Instant,
     /// Handshakes from here on count as an answer; since the Unix epoch.
     since: Duration,
 }
 
 impl Call {
-    /// The first call has just been made, to the first endpoint.
-    pub fn new(key: PublicKey, endpoints: Vec<SocketAddr>) -> Call {
+    /// The first call has just been made, to the first endpoint, with that many others under way.
+    pub fn new(key: PublicKey, endpoints: Vec<SocketAddr>, others: usize) -> Call {
         let now = Instant::now();
+        let (gap, gap_max) = (CALL_AGAIN + EACH * others as u32, CALL_AGAIN_MAX + EACH * others as u32);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Call { key, endpoints, turn: 1, next: now + CALL_AGAIN, gap: CALL_AGAIN, until: now + CALL_FOR, since }
+        Call { key, endpoints, turn: 1, next: now + gap, gap, gap_max, until: now + CALL_FOR, since }
     }
 }
 
@@ -100,19 +106,30 @@ impl Exit<'_> {
                     endpoint: endpoints.first().copied().map(Endpoint::from),
                     ..Peer::new(key, addresses, How::Added, state::now())
                 };
-                self.let_in(peer, applier, out)?;
+                self.let_in(vec![peer], applier, out)?;
             }
         }
         self.calls.retain(|call| call.key != key);
         if !endpoints.is_empty() {
-            let mut call = Call::new(key, endpoints);
+            let mut call = Call::new(key, endpoints, 0);
             if !new {
                 (call.turn, call.next) = (0, Instant::now());
             }
             self.calls.push(call);
             self.call(applier);
         }
-        self.peer_answer(&key, applier)
+        self.peer_answer(&key, new, applier)
+    }
+
+    /// A peer as it stands, for an answer. The device is asked only where it can know more than we do: it tells about
+    /// everybody, however many.
+    fn peer_answer(&mut self, key: &PublicKey, new: bool, applier: &Applier) -> Result<Response, Failure> {
+        let gone = || Failure::new("the device lost the peer at once", "peervpn status shows who is in");
+        if new {
+            return self.store.get(key).map(PeerStatus::at_rest).map(Response::Accepted).ok_or_else(gone);
+        }
+        let status = self.status(applier)?;
+        status.peers.into_iter().find(|p| p.public_key == *key).map(Response::Accepted).ok_or_else(gone)
     }
 
     /// Calls every peer whose turn it is and who has not answered.
@@ -123,27 +140,32 @@ impl Exit<'_> {
             self.calls.clear();
             return;
         };
-        let answered = |call: &Call| {
-            let session = state.peers.iter().find(|p| p.public_key == call.key.0).and_then(|p| p.last_handshake);
-            session.is_some_and(|at| at >= call.since)
-        };
+        let sessions: HashMap<_, _> = state.peers.iter().map(|peer| (peer.public_key, peer.last_handshake)).collect();
+        let answered =
+            |call: &Call| sessions.get(&call.key.0).is_some_and(|session| session.is_some_and(|at| at >= call.since));
         let store = &self.store;
         self.calls.retain(|call| call.until > now && !answered(call) && store.get(&call.key).is_some());
+        let (mut removals, mut again) = (Vec::new(), Vec::new());
         for call in self.calls.iter_mut().filter(|call| call.next <= now) {
             let endpoint = call.endpoints[call.turn % call.endpoints.len()];
             call.turn += 1;
-            call.gap = (call.gap * 2).min(CALL_AGAIN_MAX);
+            call.gap = (call.gap * 2).min(call.gap_max);
             call.next = now + call.gap;
             tracing::debug!(peer = %call.key.peer_id(), remote = %endpoint, "calling");
             let Some(peer) = self.store.get(&call.key) else { continue };
-            let again = device_peer(peer, Some(endpoint));
-            let called = self
-                .wireguard
-                .configure(&interface, &tunnel::peers(vec![tunnel::removal(&call.key)]))
-                .and_then(|()| self.wireguard.configure(&interface, &tunnel::peers(vec![again])));
-            if let Err(error) = called {
-                tracing::warn!(%error, peer = %call.key.peer_id(), "cannot call");
-            }
+            removals.push(tunnel::removal(&call.key));
+            again.push(device_peer(peer, Some(endpoint)));
+            self.keepalives.called(&call.key);
+        }
+        if removals.is_empty() {
+            return;
+        }
+        let called = self
+            .wireguard
+            .configure(&interface, &tunnel::peers(removals))
+            .and_then(|()| self.wireguard.configure(&interface, &tunnel::peers(again)));
+        if let Err(error) = called {
+            tracing::warn!(%error, "cannot call");
         }
     }
 }

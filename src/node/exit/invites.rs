@@ -294,6 +294,7 @@ impl Exit<'_> {
                 tracing::warn!(%error, "a route of an expired slot stays");
             }
         }
+        self.keepalives.forget(key);
         self.admission.revoke(*key);
     }
 }

@@ -70,6 +70,7 @@ impl Exit<'_> {
         self.store.revoke(&key, state::now())?;
         self.admission.revoke(key);
         self.calls.retain(|call| call.is_not(&key));
+        self.keepalives.forget(&key);
         // out first, remembered second: a full disk must not keep it in
         let interface = applier.interface().to_owned();
         self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&key)]))?;

@@ -7,7 +7,7 @@ use crate::node::PROBES;
 use crate::node::apply::Applier;
 use crate::node::event::{Event, Output};
 use crate::tunnel;
-use peervpn_platform::types::{Backend, Family, PeerConfig, RouteLookup};
+use peervpn_platform::types::{Backend, Family, RouteLookup};
 use peervpn_platform::{Error, Host};
 
 /// How packets to the internet leave, a family each.
@@ -100,17 +100,9 @@ impl Exit<'_> {
         if self.backend != Backend::Kernel.to_string() {
             return;
         }
+        let there: Vec<_> = self.keepalives.on().copied().collect();
         for keepalive in [0, tunnel::KEEPALIVE] {
-            let peers = self.store.peers().map(|peer| PeerConfig {
-                public_key: peer.public_key.0,
-                update_only: true,
-                keepalive: Some(keepalive),
-                ..PeerConfig::default()
-            });
-            let config = tunnel::peers(peers.collect());
-            if let Err(error) = self.wireguard.configure(applier.interface(), &config) {
-                tracing::warn!(%error, "peers learn the new mapping late");
-            }
+            self.set_keepalives(&there, keepalive, applier);
         }
     }
 }
