@@ -67,6 +67,17 @@ fuzz: tools ## fuzz the parsers (FUZZ=TARGET, FUZZ_SECONDS=60 each; nightly and 
 vendor: tools ## fetch the third-party parts of the bundles anew, and check their hashes
 	.ci/vendor
 
+# others' userspace devices, to be measured beside ours; crates.io
+BENCH_RIVALS ?= boringtun-cli@0.7.1 gotatun-cli@0.10.2
+BENCH_BIN := $(or $(CARGO_TARGET_DIR),target)/bench
+
+.PHONY: bench
+bench: release ## what it costs beside others, as a table and a plot (tests/bench/results, README)
+	$(SUDO) tests/install-deps.sh --bench
+	$(CARGO) build --locked --example crowd
+	CARGO_TARGET_DIR=$(BENCH_BIN)/build $(CARGO) install --locked --quiet --root $(BENCH_BIN) $(BENCH_RIVALS)
+	$(ROOT_ENV) tests/bench/run $(ARGS)
+
 .PHONY: build
 build: tools ## debug build
 	$(CARGO) build --locked --workspace

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that the tests and the demo need, those that are missing. Run as root.
-#   tests/install-deps.sh [--check]      --check installs nothing: it names what is missing and fails if something is
+#   tests/install-deps.sh [--check|--bench]   --check installs nothing: it names what is missing and fails if something is
+#                                             --bench installs what tests/bench measures with, too
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 missing=
@@ -28,6 +29,9 @@ need sshd openssh-server
 need ssh openssh-client
 need systemctl systemd
 need make make
+if [ "${1:-}" = --bench ]; then
+  need iperf3 iperf3
+fi
 # only unpacked: installed, systemd-resolved would make itself this machine's resolver
 unpacked=/usr/local/lib/peervpn-tests
 unpack=

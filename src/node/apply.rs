@@ -200,7 +200,7 @@ impl Applier {
     /// Makes again what other programs have taken away: our firewall table, policy rules, routes, places in their
     /// firewalls. Says what.
     pub fn put_back(&mut self) -> Result<Vec<String>, Failure> {
-        let (rules, routes) = (self.host.rules()?, self.host.routes()?);
+        let (rules, routes) = self.rules_and_routes()?;
         let mut again = Vec::new();
         for change in &self.made {
             let there = match change {
@@ -242,8 +242,7 @@ impl Applier {
 
     /// Reads back every change made so far; an error names the first that is not there.
     pub fn verify(&mut self) -> Result<(), Failure> {
-        let rules = self.host.rules()?;
-        let routes = self.host.routes()?;
+        let (rules, routes) = self.rules_and_routes()?;
         for change in &self.made {
             let there = match change {
                 Change::Sysctl { key, value, .. } => self.host.sysctl(key)?.as_deref() == Some(value),
@@ -272,6 +271,13 @@ impl Applier {
             }
         }
         Ok(())
+    }
+
+    /// Those of the host, read only where some of ours are to be found among them: an exit has a route for every peer.
+    fn rules_and_routes(&mut self) -> Result<(Vec<Rule>, Vec<Route>), Error> {
+        let rules = self.made.iter().any(|change| matches!(change, Change::Rule(_)));
+        let routes = !self.own_routes.is_empty() || self.made.iter().any(|change| matches!(change, Change::Route(_)));
+        Ok((if rules { self.host.rules()? } else { Vec::new() }, if routes { self.host.routes()? } else { Vec::new() }))
     }
 
     /// Puts everything back, newest first, past failures, and removes the journal if all went well.

@@ -232,7 +232,7 @@ async fn bring_up(
     let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
     let steering = Steering::new(&interface, options, numbers, &allowed, &exit_list, carriers);
     steering.take_over(&mut ground.applier, &guard)?;
-    // last: names are asked through the tunnel, which stands
+    // names are asked through the tunnel, which stands; then all of it is read back at once
     let dns = guard.take_dns(&mut ground.applier, out)?;
     ground.applier.verify()?;
     guard.announce(out);

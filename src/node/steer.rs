@@ -73,7 +73,7 @@ impl Steering {
         }
     }
 
-    /// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit.
+    /// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit. The caller reads it back.
     pub fn take_over(&self, applier: &mut Applier, guard: &Guard) -> Result<(), Failure> {
         let host = &mut applier.host;
         let mut changes = vec![guard.change()];
@@ -85,7 +85,6 @@ impl Steering {
         changes.extend(others.into_iter().map(Change::Route));
         changes.extend(routes::rules(&self.wanted()).into_iter().map(Change::Rule));
         applier.make_all(changes)?;
-        applier.verify()?;
         match self.past(applier)? {
             // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
             Some(way) => Err(Failure::new(

@@ -5,7 +5,7 @@ import glob
 import os
 import time
 
-from lab import Lab, Failed, inside, progress, row, run, stat
+from lab import Lab, inside, progress, row, run, stat
 
 SECONDS = 60
 CLOCK = os.sysconf("SC_CLK_TCK")

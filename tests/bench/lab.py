@@ -79,7 +79,10 @@ def timed(*command, **options):
 
 
 def inside(space, *command):
-    """The command in a namespace: nsenter starts one program less than `ip netns exec` and mounts nothing."""
+    """The command in a namespace; with an /etc/resolv.conf of its own where it has one (`Lab.own_resolver`), else without
+    the mounts that make one."""
+    if os.path.exists(f"/etc/netns/{space}/resolv.conf"):
+        return ["ip", "netns", "exec", space, *map(str, command)]
     return ["nsenter", f"--net=/run/netns/{space}", "--", *map(str, command)]
 
 
@@ -223,7 +226,20 @@ class Lab:
                 child.kill()
         for space in (self.internet, self.exit, self.peer):
             subprocess.run(["ip", "netns", "del", space], check=False)
+            shutil.rmtree(f"/etc/netns/{space}", ignore_errors=True)
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def own_resolver(self):
+        """The peer has an /etc/resolv.conf of its own: ip-netns(8). Costs every start of a program some mounts."""
+        directory = f"/etc/netns/{self.peer}"
+        os.makedirs(directory)
+        with open(os.path.join(directory, "resolv.conf"), "w", encoding="utf-8") as file:
+            file.write("nameserver 192.0.2.53\n")
+        try:
+            yield
+        finally:
+            shutil.rmtree(directory)
 
     def path(self, name):
         return os.path.join(self.dir, name)

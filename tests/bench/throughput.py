@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 
-from lab import EXIT, IPERF, PEERVPN, PORT, WEB, Failed, Lab, Node, inside, interleave, progress, row, run, stat
+from lab import IPERF, WEB, Lab, inside, interleave, progress, row, run, stat
 
 SECONDS = 2
 WAYS = {
@@ -108,7 +108,7 @@ def kernel(lab, rounds):
 def userspace(lab, rounds):
     ways = {way: WAYS[way] for way in ("one way, 1 stream", "both ways, 8 streams")}
     devices = {"peervpn": "userspace"}
-    for program in ("wireguard-go", "boringtun-cli", "gotatun-cli"):
+    for program in ("wireguard-go", "boringtun-cli", "gotatun"):
         path = shutil.which(program)
         if path:
             devices[program] = f"userspace={path}"

@@ -34,7 +34,7 @@ fn inodes(table: &str, port: u16) -> impl Iterator<Item = u64> {
 pub fn port_holder(port: u16) -> Option<PortHolder> {
     let mut wanted = HashSet::new();
     for table in ["udp", "udp6"] {
-        let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+        let table = super::sysctl::read_proc(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
         wanted.extend(inodes(&table, port).map(|inode| format!("socket:[{inode}]")));
     }
     if wanted.is_empty() {

@@ -100,7 +100,9 @@ impl NetlinkHost {
     }
 
     fn dump_links(&mut self) -> Reply<Vec<Link>> {
-        let request = rt_link::Request::new().op_getlink_dump(&rt_link::Ifinfomsg::new());
+        let mut request = rt_link::Request::new().op_getlink_dump(&rt_link::Ifinfomsg::new());
+        // half of a link's answer
+        request.encode().push_ext_mask(rt_link::RtextFilter::SkipStats as u32);
         let mut replies = self.sock.request(&request)?;
         let mut links = Vec::new();
         while let Some(reply) = replies.recv() {
@@ -112,8 +114,20 @@ impl NetlinkHost {
 
     fn get_link(&mut self, name: &str) -> Reply<Link> {
         let mut request = rt_link::Request::new().op_getlink_do(&rt_link::Ifinfomsg::new());
-        request.encode().push_ifname_bytes(name.as_bytes());
-        let mut replies = self.sock.request(&request)?;
+        request.encode().push_ifname_bytes(name.as_bytes()).push_ext_mask(rt_link::RtextFilter::SkipStats as u32);
+        self.one_link(&request)
+    }
+
+    /// The link with this index, which must be there.
+    pub(super) fn get_link_at(&mut self, index: u32) -> Reply<Link> {
+        let header = rt_link::Ifinfomsg { ifi_index: index as i32, ..Default::default() };
+        let mut request = rt_link::Request::new().op_getlink_do(&header);
+        request.encode().push_ext_mask(rt_link::RtextFilter::SkipStats as u32);
+        self.one_link(&request)
+    }
+
+    fn one_link(&mut self, request: &rt_link::OpGetlinkDo<'_>) -> Reply<Link> {
+        let mut replies = self.sock.request(request)?;
         let link = replies.recv_one().map(|(header, attrs)| link_from(&header, attrs))?;
         // the acknowledgement follows the answer
         replies.recv_ack()?;

@@ -10,7 +10,7 @@ use netlink_socket2::ReplyError;
 
 use super::host::{NetlinkHost, af, errno_of, refused};
 use crate::types::*;
-use crate::{Error, Host, Result};
+use crate::{Error, Result};
 
 /// The kernel's own table; ip-route(8).
 const TABLE_LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
@@ -112,7 +112,8 @@ fn encode_new<P: netlink_bindings::traits::Pusher>(
     }
 }
 
-fn route_from(header: &Rtmsg, attrs: rt_route::IterableRouteAttrs<'_>, names: &HashMap<u32, String>) -> Option<Route> {
+/// A route, and the index of the link that it leaves by.
+fn route_from(header: &Rtmsg, attrs: rt_route::IterableRouteAttrs<'_>) -> Option<(Route, Option<u32>)> {
     let unspecified: IpAddr = match i32::from(header.rtm_family) {
         libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
         libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -142,16 +143,8 @@ fn route_from(header: &Rtmsg, attrs: rt_route::IterableRouteAttrs<'_>, names: &H
     }
     // the kernel shows an IPv6 unreachable route on `lo`; nobody asked for that
     let oif = if kind == RouteKind::Unreachable { None } else { oif };
-    Some(Route {
-        table,
-        destination: IpNetwork::new(destination, header.rtm_dst_len).ok()?,
-        kind,
-        oif: oif.map(|index| names.get(&index).cloned().unwrap_or_else(|| format!("if{index}"))),
-        gateway,
-        metric,
-        protocol: header.rtm_protocol,
-        mtu,
-    })
+    let destination = IpNetwork::new(destination, header.rtm_dst_len).ok()?;
+    Some((Route { table, destination, kind, oif: None, gateway, metric, protocol: header.rtm_protocol, mtu }, oif))
 }
 
 fn rule_from(family: Family, header: &FibRuleHdr, attrs: rt_rule::IterableFibRuleAttrs<'_>) -> Rule {
@@ -209,23 +202,34 @@ fn rule_header(rule: &Rule) -> FibRuleHdr {
 }
 
 impl NetlinkHost {
-    fn dump_routes(&mut self, family: Family, names: &HashMap<u32, String>) -> Reply<Vec<Route>> {
+    fn dump_routes(&mut self, family: Family) -> Reply<Vec<(Route, Option<u32>)>> {
         let header = Rtmsg { rtm_family: af(family), ..Default::default() };
         let request = rt_route::Request::new().op_getroute_dump(&header);
         let mut replies = self.sock.request(&request)?;
         let mut routes = Vec::new();
         while let Some(reply) = replies.recv() {
             let (header, attrs) = reply?;
-            routes.extend(route_from(&header, attrs, names));
+            routes.extend(route_from(&header, attrs));
         }
         Ok(routes)
     }
 
     pub(super) fn list_routes(&mut self) -> Result<Vec<Route>> {
-        let names = self.links()?.into_iter().map(|link| (link.index, link.name)).collect();
-        let mut routes = Vec::new();
+        let mut found = Vec::new();
         for family in Family::BOTH {
-            routes.extend(self.dump_routes(family, &names).map_err(|e| refused("list routes", e))?);
+            found.extend(self.dump_routes(family).map_err(|e| refused("list routes", e))?);
+        }
+        // few links have routes: ask for those by index instead of for everything about every link
+        let mut names: HashMap<u32, String> = HashMap::new();
+        let mut routes = Vec::with_capacity(found.len());
+        for (mut route, oif) in found {
+            if let Some(index) = oif {
+                let name = names
+                    .entry(index)
+                    .or_insert_with(|| self.get_link_at(index).map_or_else(|_| format!("if{index}"), |link| link.name));
+                route.oif = Some(name.clone());
+            }
+            routes.push(route);
         }
         Ok(routes)
     }
@@ -357,7 +361,7 @@ impl NetlinkHost {
     pub(super) fn delete_one_rule(&mut self, rule: &Rule) -> Result<()> {
         let operation = format!("delete policy rule {}", describe_rule(rule));
         // the kernel compares only what a request names, and never the inversion
-        if !self.list_rules()?.contains(rule) {
+        if !self.dump_rules(rule.family).map_err(|e| refused(&operation, e))?.contains(rule) {
             return Ok(());
         }
         let mut request = rt_rule::Request::new().op_delrule_do(&rule_header(rule));
@@ -409,9 +413,7 @@ impl NetlinkHost {
             Err(e) => return Err(refused(operation, e)),
         };
         let Some(ifindex) = found.oif else { return Ok(None) };
-        let Some(link) = self.links()?.into_iter().find(|link| link.index == ifindex) else {
-            return Err(Error::Unexpected { operation, detail: format!("no link has index {ifindex}") });
-        };
+        let link = self.get_link_at(ifindex).map_err(|e| refused(operation, e))?;
         let unspecified = Family::of(&destination).default_prefix().ip();
         Ok(Some(RouteLookup {
             ifindex,

@@ -1,8 +1,8 @@
 //! Kernel settings under `/proc/sys`, by their name in slash form; sysctl(8), proc_sys(5).
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -15,10 +15,17 @@ fn path(operation: &str, key: &str) -> Result<PathBuf> {
     Ok(PathBuf::from("/proc/sys").join(key))
 }
 
+/// A file of procfs, whose size is not known before: with room, so that most take one read(2) and the one that ends.
+pub(super) fn read_proc(path: impl AsRef<Path>) -> std::io::Result<String> {
+    let mut text = String::with_capacity(4096);
+    File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// The setting's value, trimmed; `None` if the kernel has no such setting.
 pub(super) fn read(key: &str) -> Result<Option<String>> {
     let operation = format!("read sysctl {key}");
-    match fs::read_to_string(path(&operation, key)?) {
+    match read_proc(path(&operation, key)?) {
         Ok(value) => Ok(Some(value.trim().to_owned())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::system(operation, e)),
