@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use crate::firewall::Firewall;
 use crate::types::*;
 use crate::{Error, Host, Result, WireGuard, nft};
 
@@ -165,10 +166,19 @@ impl Host for SystemHost {
     fn set_sysctl(&mut self, _key: &str, _value: &str) -> Result<()> {
         match *self {}
     }
-    fn replace_table(&mut self, _table: &nft::Table) -> Result<()> {
+    fn ipv6(&mut self) -> Result<bool> {
         match *self {}
     }
-    fn table_shape(&mut self, _name: &str) -> Result<Option<Vec<(String, usize)>>> {
+    fn boot_id(&mut self) -> Result<String> {
+        match *self {}
+    }
+    fn replace_firewall(&mut self, _firewall: &Firewall) -> Result<()> {
+        match *self {}
+    }
+    fn firewall_stands(&mut self, _firewall: &Firewall) -> Result<bool> {
+        match *self {}
+    }
+    fn delete_firewall(&mut self, _name: &str) -> Result<()> {
         match *self {}
     }
     fn seen_chains(&mut self) -> Result<Vec<nft::foreign::SeenChain>> {
@@ -178,9 +188,6 @@ impl Host for SystemHost {
         match *self {}
     }
     fn delete_commented(&mut self, _place: &nft::foreign::Place, _comment: &str) -> Result<()> {
-        match *self {}
-    }
-    fn delete_table(&mut self, _name: &str) -> Result<()> {
         match *self {}
     }
 }

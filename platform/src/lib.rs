@@ -10,6 +10,7 @@
 mod bpf;
 pub mod datagram;
 pub mod files;
+pub mod firewall;
 #[cfg(any(unix, test))]
 mod messages;
 pub mod nft;
@@ -29,6 +30,7 @@ pub mod os;
 
 use std::net::IpAddr;
 
+use firewall::Firewall;
 use ipnetwork::IpNetwork;
 use types::*;
 
@@ -134,19 +136,38 @@ pub trait Host {
     fn sysctl(&mut self, key: &str) -> Result<Option<String>>;
     /// Writes a kernel setting.
     fn set_sysctl(&mut self, key: &str, value: &str) -> Result<()>;
-    /// Replaces our firewall table of that name by this one, atomically.
-    fn replace_table(&mut self, table: &nft::Table) -> Result<()>;
-    /// For read-back: each chain of the table of that name with its number of rules, in order; `None` if there is no
-    /// such table.
-    fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>>;
+    /// Whether this host has IPv6, and new interfaces get it.
+    fn ipv6(&mut self) -> Result<bool>;
+    /// Different after every start of the system; empty where it can't be told.
+    fn boot_id(&mut self) -> Result<String>;
+    /// Replaces our firewall rules of that name by these, atomically. Those of another system's filter are unsupported.
+    fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()>;
+    /// Reads back whether exactly these rules are there, as far as the system tells.
+    fn firewall_stands(&mut self, firewall: &Firewall) -> Result<bool>;
+    /// Deletes our firewall rules of that name. None there is no error.
+    fn delete_firewall(&mut self, name: &str) -> Result<()>;
+    /// Makes the system's programs ask these DNS servers, through that interface, while it is there. For systems that
+    /// have one resolver to tell; on Linux, `os::dns` has several.
+    fn set_dns(&mut self, interface: &str, servers: &[IpAddr]) -> Result<()> {
+        let _ = (interface, servers);
+        Err(Error::Unsupported { what: "a resolver of the system's own", instead: "leave DNS as it is: --dns none" })
+    }
+    /// For read-back: what [`Host::set_dns`] has set for that interface.
+    fn dns(&mut self, interface: &str) -> Result<Vec<IpAddr>> {
+        let _ = interface;
+        Ok(Vec::new())
+    }
+    /// Takes it back. Nothing there is no error.
+    fn unset_dns(&mut self, interface: &str) -> Result<()> {
+        let _ = interface;
+        Ok(())
+    }
     /// Every firewall chain, of every program, that could see forwarded packets.
     fn seen_chains(&mut self) -> Result<Vec<nft::foreign::SeenChain>>;
     /// Puts rules into another program's chain, in order, all or none.
     fn insert_rules(&mut self, place: &nft::foreign::Place, rules: &[nft::Rule]) -> Result<()>;
     /// Deletes the rules with this comment from another program's chain. None there, or no such chain, is no error.
     fn delete_commented(&mut self, place: &nft::foreign::Place, comment: &str) -> Result<()>;
-    /// Deletes our firewall table. One that is already gone is no error.
-    fn delete_table(&mut self, name: &str) -> Result<()>;
 }
 
 /// Something that becomes readable when what it watches has changed.

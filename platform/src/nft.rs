@@ -18,6 +18,13 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
+impl Table {
+    /// What reading it back should give: each chain with its number of rules, in order.
+    pub fn shape(&self) -> Vec<(String, usize)> {
+        self.chains.iter().map(|chain| (chain.name.clone(), chain.rules.len())).collect()
+    }
+}
+
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {

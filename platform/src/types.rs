@@ -8,6 +8,27 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+/// An operating system, for decisions that differ between them: each is made for any system on every host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum System {
+    /// Linux: policy routing, nftables.
+    Linux,
+    /// macOS: one routing table, pf.
+    Macos,
+    /// Windows: one routing table, the Windows Filtering Platform.
+    Windows,
+}
+
+impl std::fmt::Display for System {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            System::Linux => "Linux",
+            System::Macos => "macOS",
+            System::Windows => "Windows",
+        })
+    }
+}
+
 /// Address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -311,6 +332,8 @@ pub enum FileState {
 /// What decides how DNS is changed on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsProbes {
+    /// The system has one resolver, which is told by [`crate::Host::set_dns`]; nothing else counts then.
+    pub system: bool,
     /// systemd-resolved runs and answers on the system bus.
     pub resolved: bool,
     /// resolvconf(8), if there is one of its own.

@@ -5,8 +5,8 @@
 use std::process::{Command, Stdio};
 
 use peervpn_platform::nft::{Base, Chain, Hook, Kind, Match, Rule, Statement, Table};
+use peervpn_platform::os;
 use peervpn_platform::types::Family;
-use peervpn_platform::{Host, os};
 
 /// Puts this thread into a new, empty network namespace; says why not and returns false where that is impossible.
 fn new_namespace() -> bool {

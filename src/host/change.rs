@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
-use peervpn_platform::nft::{self, foreign::Place};
+use peervpn_platform::firewall::Firewall;
+use peervpn_platform::nft::foreign::Place;
 use peervpn_platform::types::{FileState, ProcessId, Resolvconf, Route, Rule};
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +27,8 @@ pub enum Change {
         /// Interface name.
         name: String,
     },
-    /// Install our firewall table, whole.
-    Table(nft::Table),
+    /// Install our firewall rules, whole.
+    Firewall(Firewall),
     /// Add a route that does not lie on our link.
     Route(Route),
     /// Add a policy rule.
@@ -49,6 +50,13 @@ pub enum Change {
         servers: Vec<IpAddr>,
         /// Without DNS over TLS: an exit's resolver speaks none.
         plain: bool,
+    },
+    /// Tell the system's one resolver (macOS, Windows).
+    SystemDns {
+        /// Our interface.
+        interface: String,
+        /// Servers.
+        servers: Vec<IpAddr>,
     },
     /// Give resolvconf(8) a record.
     Resolvconf {
@@ -101,9 +109,10 @@ pub enum Undo {
         /// Interface name.
         interface: String,
     },
-    /// Delete our firewall table.
-    Table {
-        /// Table name.
+    /// Delete our firewall rules.
+    #[serde(rename = "table")]
+    Firewall {
+        /// [`Firewall::name`].
         name: String,
     },
     /// Delete our route.
@@ -133,6 +142,11 @@ pub enum Undo {
     /// Take back what we told systemd-resolved about our link.
     ResolvedLink {
         /// Interface name.
+        interface: String,
+    },
+    /// Take back what we told the system's one resolver.
+    SystemDns {
+        /// Our interface.
         interface: String,
     },
     /// Take our record back from resolvconf(8).
@@ -195,13 +209,15 @@ impl Undo {
             | Undo::Settings { .. }
             | Undo::Link { .. }
             | Undo::Process { .. }
-            | Undo::Table { .. }
+            | Undo::Firewall { .. }
             | Undo::Route(_)
             | Undo::Rule(_)
             | Undo::ResolvedLink { .. }
             | Undo::ForeignAccept { .. } => false,
             // resolvconf's records are gone, the file that it made of them is not
             Undo::File { .. } | Undo::Resolvconf { .. } => true,
+            // Windows' name resolution policy is in the registry
+            Undo::SystemDns { .. } => true,
             Undo::PortMapping(_) => true,
         }
     }
@@ -219,11 +235,12 @@ impl fmt::Display for Change {
         match self {
             Change::Sysctl { key, value, .. } => write!(f, "set {} to {value}", key.replace('/', ".")),
             Change::Link { name } => write!(f, "create interface {name}"),
-            Change::Table(table) => write!(f, "install firewall table inet {}", table.name),
+            Change::Firewall(firewall) => write!(f, "install {firewall}"),
             Change::Route(route) => write!(f, "add route {} (table {})", route.destination, route.table),
             Change::Rule(rule) => write!(f, "add policy rule (priority {}, table {})", rule.priority, rule.table),
             Change::File { path, .. } => write!(f, "write {}", path.display()),
             Change::ResolvedLink { interface, .. } => write!(f, "make {interface} systemd-resolved's way"),
+            Change::SystemDns { interface, .. } => write!(f, "make {interface} the way of DNS"),
             Change::Resolvconf { record, .. } => write!(f, "give resolvconf the record {record}"),
             Change::ForeignAccept { place, interface } => {
                 write!(f, "let packets of {interface} pass firewall chain {place}")
@@ -243,7 +260,7 @@ impl fmt::Display for Undo {
             }
             Undo::Link { name } => write!(f, "delete interface {name}"),
             Undo::Process { id, interface } => write!(f, "end the device process {} of {interface}", id.pid),
-            Undo::Table { name } => write!(f, "delete firewall table inet {name}"),
+            Undo::Firewall { name } => write!(f, "delete firewall rules {name}"),
             Undo::Route(route) => write!(f, "delete route {} (table {})", route.destination, route.table),
             Undo::Rule(rule) => write!(f, "delete policy rule (priority {}, table {})", rule.priority, rule.table),
             Undo::ForeignAccept { place, comment } => {
@@ -260,6 +277,7 @@ impl fmt::Display for Undo {
             }
             Undo::File { path, .. } => write!(f, "put {} back", path.display()),
             Undo::ResolvedLink { interface } => write!(f, "take {interface} back from systemd-resolved"),
+            Undo::SystemDns { interface } => write!(f, "take {interface} back as the way of DNS"),
             Undo::Resolvconf { record, .. } => write!(f, "take the record {record} back from resolvconf"),
         }
     }

@@ -17,6 +17,8 @@ const MAX_SERVERS: usize = 3;
 pub enum Mode {
     /// Tell systemd-resolved.
     Resolved,
+    /// Tell the system's one resolver.
+    System,
     /// Give resolvconf(8) a record.
     Resolvconf(Resolvconf),
     /// Write `/etc/resolv.conf`.
@@ -65,6 +67,9 @@ impl Hint for Refusal {
 
 /// Chooses by who owns `/etc/resolv.conf`, since that is what the C library and most other programs read.
 pub fn choose(probes: &DnsProbes) -> Result<Choice, Refusal> {
+    if probes.system {
+        return Ok(Choice { modes: vec![Mode::System], trail: vec!["the system's own resolver"] });
+    }
     let mut trail = Vec::new();
     let mut modes = Vec::new();
     let text = &probes.file.text;
@@ -197,9 +202,10 @@ mod tests {
     }
 
     fn text(resolved: bool, resolvconf: Option<Resolvconf>, file: ResolvConf) -> String {
-        match choose(&DnsProbes { resolved, resolvconf, file }) {
+        match choose(&DnsProbes { system: false, resolved, resolvconf, file }) {
             Ok(choice) => {
                 let modes = choice.modes.iter().map(|mode| match mode {
+                    Mode::System => "system",
                     Mode::Resolved => "resolved",
                     Mode::Resolvconf(_) => "resolvconf",
                     Mode::File { in_place: true } => "in place",

@@ -12,8 +12,11 @@ mod filters;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use peervpn_platform::firewall::Firewall;
 use peervpn_platform::nft::{Base, Chain, Hook, Kind, Match, Rule, Statement, Table};
+use peervpn_platform::types::System;
 
+use super::Unsupported;
 use super::lan::Lan;
 
 /// The interface whose table is called just `peervpn`.
@@ -113,7 +116,25 @@ pub struct KillSwitch<'a> {
 }
 
 impl Policy<'_> {
-    /// The table that carries it out.
+    /// What carries it out on that system.
+    pub fn firewall(&self, system: System) -> Result<Firewall, Unsupported> {
+        match (system, self) {
+            (System::Linux, policy) => Ok(Firewall::Nft(policy.table())),
+            (System::Windows, Policy::Connect(policy)) => Ok(Firewall::Wfp(policy.filters())),
+            (System::Windows, Policy::Exit(_)) => Err(Unsupported {
+                what: "an exit",
+                system,
+                instead: "run peervpn exit on a Linux machine, or in a Linux virtual machine on this one",
+            }),
+            (System::Macos, _) => Err(Unsupported {
+                what: "a firewall of ours",
+                system,
+                instead: "use a Linux machine, or a Linux virtual machine on this one",
+            }),
+        }
+    }
+
+    /// The table that carries it out on Linux.
     pub fn table(&self) -> Table {
         match self {
             Policy::Exit(policy) => policy.table(),
@@ -125,11 +146,6 @@ impl Policy<'_> {
 /// Name of the table of the node on that interface, family `inet`.
 pub fn table_name(interface: &str) -> String {
     if interface == DEFAULT_INTERFACE { "peervpn".to_owned() } else { format!("peervpn-{interface}") }
-}
-
-/// What reading the table back should give: each chain with its number of rules, in order.
-pub fn shape(table: &Table) -> Vec<(String, usize)> {
-    table.chains.iter().map(|chain| (chain.name.clone(), chain.rules.len())).collect()
 }
 
 fn base_chain(name: &str, kind: Kind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {

@@ -1,7 +1,7 @@
 //! Which fwmark, routing table and rule priorities are free on this host.
 
 use peervpn_platform::OUR_PROTOCOL;
-use peervpn_platform::types::{Route, Rule};
+use peervpn_platform::types::{Route, Rule, System};
 
 /// Numbers for policy routing that nothing on the host uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,16 @@ const MAIN_PRIORITY: u32 = 32766;
 /// The kernel's `default`, `main` and `local` tables, `RT_TABLE_*`.
 const KERNELS: std::ops::RangeInclusive<u32> = 253..=255;
 
-/// Chooses numbers; `None` if a host has used up all of them (32 marks, 27,000 priorities).
-pub fn choose(rules: &[Rule], routes: &[Route]) -> Option<Numbers> {
+impl Numbers {
+    /// Where there is no policy routing: no mark, the one table.
+    pub const NONE: Numbers = Numbers { fwmark: 0, table: 254, priority: 0 };
+}
+
+/// Chooses numbers for that system; `None` if a host has used up all of them (32 marks, 27,000 priorities).
+pub fn choose(system: System, rules: &[Rule], routes: &[Route]) -> Option<Numbers> {
+    if system != System::Linux {
+        return Some(Numbers::NONE);
+    }
     // from the top: the low bits are what mwan3, kube-proxy and hand-written rules take
     let fwmark = (8..30).rev().map(|bit| 1u32 << bit).find(|mark| {
         rules
@@ -67,7 +75,7 @@ mod tests {
     #[test]
     fn an_empty_host_gets_the_first_numbers() {
         let main = [rule(0, None, 255), rule(32766, None, 254), rule(32767, None, 253)];
-        assert_eq!(choose(&main, &[]), Some(Numbers { fwmark: 1 << 29, table: 51820, priority: 5300 }));
+        assert_eq!(choose(System::Linux, &main, &[]), Some(Numbers { fwmark: 1 << 29, table: 51820, priority: 5300 }));
     }
 
     #[test]
@@ -78,7 +86,7 @@ mod tests {
             rule(5300, Some((1 << 29, 1 << 29)), 100),
             rule(2001, Some((0x100, 0x3f00)), 1),
         ];
-        let numbers = choose(&others, &[]).unwrap();
+        let numbers = choose(System::Linux, &others, &[]).unwrap();
         assert_eq!(numbers, Numbers { fwmark: 1 << 28, table: 51821, priority: 5301 });
     }
 
@@ -97,6 +105,6 @@ mod tests {
     #[test]
     fn a_full_host_is_said_not_guessed() {
         let all: Vec<Rule> = vec![rule(1, Some((0, 0x3fff_ff00)), 1)];
-        assert_eq!(choose(&all, &[]), None);
+        assert_eq!(choose(System::Linux, &all, &[]), None);
     }
 }

@@ -108,7 +108,7 @@ impl Applier {
                 }
             };
         }
-        let ipv6 = host.sysctl("net/ipv6/conf/default/disable_ipv6")?.as_deref() == Some("0");
+        let ipv6 = host.ipv6()?;
         Ok(Applier {
             host,
             ipv6,
@@ -144,7 +144,13 @@ impl Applier {
         for change in changes {
             if let Some(undo) = self.undo_of(&change)? {
                 // taking it back once takes back every version of it
-                let whole = matches!(undo, Undo::Table { .. } | Undo::ResolvedLink { .. } | Undo::Resolvconf { .. });
+                let whole = matches!(
+                    undo,
+                    Undo::Firewall { .. }
+                        | Undo::SystemDns { .. }
+                        | Undo::ResolvedLink { .. }
+                        | Undo::Resolvconf { .. }
+                );
                 if !(whole && self.undos.contains(&undo)) {
                     undos.push(undo);
                 }
@@ -155,8 +161,8 @@ impl Applier {
         for change in needed {
             tracing::debug!(op = %change, "host change");
             do_change(&mut self.host, &change)?;
-            if let Change::Table(table) = &change {
-                self.made.retain(|made| !matches!(made, Change::Table(before) if before.name == table.name));
+            if let Change::Firewall(firewall) = &change {
+                self.made.retain(|made| !matches!(made, Change::Firewall(before) if before.name() == firewall.name()));
             }
             self.made.push(change);
         }
@@ -204,7 +210,7 @@ impl Applier {
         let mut again = Vec::new();
         for change in &self.made {
             let there = match change {
-                Change::Table(table) => self.host.table_shape(&table.name)? == Some(firewall::shape(table)),
+                Change::Firewall(firewall) => self.host.firewall_stands(firewall)?,
                 Change::Route(route) => holds(&routes, route),
                 Change::Rule(rule) => rules.contains(rule),
                 _ => true,
@@ -247,7 +253,7 @@ impl Applier {
             let there = match change {
                 Change::Sysctl { key, value, .. } => self.host.sysctl(key)?.as_deref() == Some(value),
                 Change::Link { name } => self.host.link(name)?.is_some(),
-                Change::Table(table) => self.host.table_shape(&table.name)? == Some(firewall::shape(table)),
+                Change::Firewall(firewall) => self.host.firewall_stands(firewall)?,
                 Change::Route(route) => holds(&routes, route),
                 Change::Rule(rule) => rules.contains(rule),
                 Change::File { path, text, .. } => {
@@ -257,6 +263,7 @@ impl Applier {
                     Some(link) => os::dns::resolved::servers(link.index)? == *servers,
                     None => false,
                 },
+                Change::SystemDns { interface, servers } => self.host.dns(interface)? == *servers,
                 // it made of it what its configuration says
                 Change::Resolvconf { .. } => true,
                 Change::ForeignAccept { place, interface } => {
@@ -321,7 +328,7 @@ impl Applier {
                 _ => None,
             },
             Change::Link { name } => Some(Undo::Link { name: name.clone() }),
-            Change::Table(table) => Some(Undo::Table { name: table.name.clone() }),
+            Change::Firewall(firewall) => Some(Undo::Firewall { name: firewall.name().to_owned() }),
             Change::Route(route) => Some(Undo::Route(route.clone())),
             Change::Rule(rule) => Some(Undo::Rule(rule.clone())),
             Change::File { path, text, in_place } => {
@@ -330,6 +337,7 @@ impl Applier {
                 (!dns::still_ours(&was, &set)).then(|| Undo::File { path: path.clone(), was, set, in_place: *in_place })
             }
             Change::ResolvedLink { interface, .. } => Some(Undo::ResolvedLink { interface: interface.clone() }),
+            Change::SystemDns { interface, .. } => Some(Undo::SystemDns { interface: interface.clone() }),
             Change::Resolvconf { resolvconf, record, .. } => {
                 Some(Undo::Resolvconf { resolvconf: resolvconf.clone(), record: record.clone() })
             }
@@ -393,10 +401,10 @@ pub fn sweep(host: &mut SystemHost) -> Leftovers {
                 if let Some(id) = os::process::uapi_owner(&link.name) {
                     undos.push(Undo::Process { id, interface: link.name.clone() });
                 }
-                undos.push(Undo::Table { name: firewall::table_name(&link.name) });
+                undos.push(Undo::Firewall { name: firewall::table_name(&link.name) });
                 undos.push(Undo::Link { name: link.name });
             }
-            undos.push(Undo::Table { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
+            undos.push(Undo::Firewall { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
             undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
             undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
             match host.seen_chains() {
@@ -437,7 +445,7 @@ fn do_change(host: &mut SystemHost, change: &Change) -> Result<(), Error> {
     match change {
         Change::Sysctl { key, value, .. } => host.set_sysctl(key, value),
         Change::Link { name } => host.create_wireguard_link(name),
-        Change::Table(table) => host.replace_table(table),
+        Change::Firewall(firewall) => host.replace_firewall(firewall),
         Change::Route(route) => host.add_route(route),
         Change::Rule(rule) => host.add_rule(rule),
         Change::File { path, text, in_place } => {
@@ -451,6 +459,7 @@ fn do_change(host: &mut SystemHost, change: &Change) -> Result<(), Error> {
                 detail: "it has gone".to_owned(),
             }),
         },
+        Change::SystemDns { interface, servers } => host.set_dns(interface, servers),
         Change::Resolvconf { resolvconf, record, text } => os::dns::resolvconf::add(resolvconf, record, text),
         Change::ForeignAccept { place, interface } => host.insert_rules(place, &foreign::rules(interface)),
     }
@@ -500,7 +509,7 @@ fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> 
             }
             Ok(())
         }
-        Undo::Table { name } => host.delete_table(name),
+        Undo::Firewall { name } => host.delete_firewall(name),
         Undo::Route(route) => host.delete_route(route),
         Undo::Rule(rule) => host.delete_rule(rule),
         Undo::ForeignAccept { place, comment } => host.delete_commented(place, comment),
@@ -522,6 +531,7 @@ fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> 
             Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => os::dns::resolved::revert(link.index),
             _ => Ok(()),
         },
+        Undo::SystemDns { interface } => host.unset_dns(interface),
         Undo::Resolvconf { resolvconf, record } => os::dns::resolvconf::remove(resolvconf, record),
     }
 }
@@ -555,7 +565,7 @@ pub fn bring_up(
 
 /// The boot we are in; a journal of an earlier one describes kernel state that is gone.
 fn boot_id(host: &mut SystemHost) -> String {
-    host.sysctl("kernel/random/boot_id").ok().flatten().unwrap_or_default()
+    host.boot_id().unwrap_or_default()
 }
 
 /// The state directory can't be used.

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use peervpn_platform::os::packet::InitiationTap;
 use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Backend, Family, PeerConfig};
-use peervpn_platform::{Host as _, WireGuard};
+use peervpn_platform::{Host as _, WireGuard, os};
 
 use super::alarm::Alarm;
 use super::apply::Applier;
@@ -130,7 +130,7 @@ async fn bring_up(
         super::stun::gather(port, &[], Duration::ZERO).await?;
     }
     let (rules, table_routes) = (ground.applier.host.rules()?, ground.applier.host.routes()?);
-    let numbers = numbers::choose(&rules, &table_routes).ok_or_else(|| {
+    let numbers = numbers::choose(os::SYSTEM, &rules, &table_routes).ok_or_else(|| {
         Failure::new("no free fwmark, table or rule priority is left on this host", "ip rule shows who takes them")
     })?;
     let own = ground.key.public();
@@ -231,7 +231,7 @@ async fn bring_up(
 
     let endpoint_ip = endpoint.unwrap_or(candidates[asked].address).ip();
     let steering = Steering::new(&interface, options, numbers, &allowed, &exit_list, carriers);
-    steering.take_over(&mut ground.applier, &guard)?;
+    steering.take_over(endpoint_ip, &mut ground.applier, &guard)?;
     // names are asked through the tunnel, which stands; then all of it is read back at once
     let dns = guard.take_dns(&mut ground.applier, out)?;
     ground.applier.verify()?;

@@ -32,6 +32,7 @@ pub fn changes(interface: &str, servers: &[IpAddr], plain: bool, out: &mut dyn O
     out.event(&Event::Step(format!("DNS goes to {list} ({why})")));
     let change = |mode: Mode| match mode {
         Mode::Resolved => Change::ResolvedLink { interface: interface.to_owned(), servers: servers.to_vec(), plain },
+        Mode::System => Change::SystemDns { interface: interface.to_owned(), servers: servers.to_vec() },
         Mode::Resolvconf(resolvconf) => Change::Resolvconf {
             record: dns::record_name(resolvconf.kind, interface),
             text: dns::record(servers),

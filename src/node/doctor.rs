@@ -180,7 +180,7 @@ fn network(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
     }
     ways(host, notes);
     match (host.rules(), host.routes()) {
-        (Ok(rules), Ok(routes)) if numbers::choose(&rules, &routes).is_none() => notes.stop(
+        (Ok(rules), Ok(routes)) if numbers::choose(os::SYSTEM, &rules, &routes).is_none() => notes.stop(
             "rules",
             &["connect"],
             "no free fwmark, table or rule priority is left on this host",

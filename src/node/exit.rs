@@ -18,7 +18,7 @@ use std::time::Instant;
 use peervpn_platform::os::packet::InitiationTap;
 use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Family, RouteLookup};
-use peervpn_platform::{Host as _, WireGuard};
+use peervpn_platform::{Host as _, WireGuard, os};
 
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
@@ -32,7 +32,7 @@ use super::{
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::{ExitPolicy, Policy};
-use crate::host::{Change, sysctls};
+use crate::host::{Change, Unsupported, sysctls};
 use crate::join::address::{TunnelAddresses, exit_addresses};
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
@@ -155,7 +155,7 @@ async fn bring_up<'a>(
     uplink_names.dedup();
     let resolver = dns::Resolver::new(&options.dns, out);
     // the firewall stands before the first packet can be forwarded
-    let mut changes = vec![firewall(&interface, addresses, options, resolver.servers())];
+    let mut changes = vec![firewall(&interface, addresses, options, resolver.servers())?];
     let host = &mut ground.applier.host;
     changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
     ground.applier.make_all(changes)?;
@@ -254,7 +254,12 @@ async fn bring_up<'a>(
 }
 
 /// The exit's table.
-fn firewall(interface: &str, addresses: TunnelAddresses, options: &ExitOptions, dns: &[IpAddr]) -> Change {
+fn firewall(
+    interface: &str,
+    addresses: TunnelAddresses,
+    options: &ExitOptions,
+    dns: &[IpAddr],
+) -> Result<Change, Unsupported> {
     let policy = ExitPolicy {
         interface,
         v4: Some(addresses.v4),
@@ -264,7 +269,7 @@ fn firewall(interface: &str, addresses: TunnelAddresses, options: &ExitOptions, 
         services: vec![(TCP, crate::join::service::PORT)],
         dns: dns.to_vec(),
     };
-    Change::Table(Policy::Exit(policy).table())
+    Ok(Change::Firewall(Policy::Exit(policy).firewall(os::SYSTEM)?))
 }
 
 /// Binds our port, asks the STUN servers from it, and lets it go for WireGuard.
@@ -343,8 +348,8 @@ impl Exit<'_> {
                 () = keepalive::due(&self.keepalives) => self.tend_keepalives(Instant::now(), applier),
                 () = self.resolver.changed() => {
                     let addresses = exit_addresses(&self.key.public());
-                    let table = firewall(applier.interface(), addresses, self.options, self.resolver.servers());
-                    if let Err(failure) = applier.make(table) {
+                    let rules = firewall(applier.interface(), addresses, self.options, self.resolver.servers());
+                    if let Err(failure) = rules.map_err(Failure::from).and_then(|rules| applier.make(rules)) {
                         tracing::warn!(%failure, "peers' DNS goes on to the old servers");
                     }
                 }

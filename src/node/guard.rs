@@ -15,7 +15,7 @@ use crate::config::{ConnectDns, ConnectOptions};
 use crate::error::Failure;
 use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy};
 use crate::host::lan::{self, Lan};
-use crate::host::{Change, Numbers};
+use crate::host::{Change, Numbers, Unsupported};
 use crate::join::address::TunnelAddresses;
 
 /// A session without a new handshake is dead after this: WireGuard makes one every 120 s and asks for 90 s more
@@ -86,14 +86,14 @@ impl Guard {
         if !self.lockdown {
             return Ok(());
         }
-        applier.make(self.change())?;
+        applier.make(self.change()?)?;
         applier.verify()?;
         out.event(&Event::Step(format!("lockdown: nothing leaves until the exit answers; {LIFT}")));
         Ok(())
     }
 
     /// The table as a change; replaces the one before.
-    pub fn change(&self) -> Change {
+    pub fn change(&self) -> Result<Change, Unsupported> {
         let lan_servers: Vec<IpAddr> = match &self.servers {
             Some(servers) if !self.no_lan => {
                 servers.iter().copied().filter(|server| lan::contains(&self.lan, *server)).collect()
@@ -117,7 +117,7 @@ impl Guard {
                 lan: (!self.no_lan).then_some(&self.lan),
             }),
         };
-        Change::Table(Policy::Connect(policy).table())
+        Ok(Change::Firewall(Policy::Connect(policy).firewall(os::SYSTEM)?))
     }
 
     /// Other tunnels have come around ours, or gone; [`Guard::change`] has it from here on.
@@ -194,7 +194,7 @@ impl Guard {
         }
         tracing::info!(?lan, "the LAN has changed");
         self.lan = lan;
-        applier.make(self.change())
+        applier.make(self.change()?)
     }
 
     fn everything(&self) -> bool {

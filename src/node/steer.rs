@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::Host as _;
-use peervpn_platform::types::RouteKind;
+use peervpn_platform::os;
+use peervpn_platform::types::{Family, RouteKind, System};
 
 use super::apply::Applier;
 use super::event::{Event, Output};
@@ -74,17 +75,11 @@ impl Steering {
     }
 
     /// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit. The caller reads it back.
-    pub fn take_over(&self, applier: &mut Applier, guard: &Guard) -> Result<(), Failure> {
-        let host = &mut applier.host;
-        let mut changes = vec![guard.change()];
-        let links = host.links()?;
-        changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
-        let (ours, others): (Vec<_>, Vec<_>) =
-            routes::routes(&self.wanted()).into_iter().partition(|route| route.kind == RouteKind::Unicast);
-        applier.add_own_routes(ours)?;
-        changes.extend(others.into_iter().map(Change::Route));
-        changes.extend(routes::rules(&self.wanted()).into_iter().map(Change::Rule));
-        applier.make_all(changes)?;
+    pub fn take_over(&self, endpoint: IpAddr, applier: &mut Applier, guard: &Guard) -> Result<(), Failure> {
+        match os::SYSTEM {
+            System::Linux => self.by_rules(applier, guard)?,
+            system => self.in_one_table(system, endpoint, applier, guard)?,
+        }
         match self.past(applier)? {
             // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
             Some(way) => Err(Failure::new(
@@ -93,6 +88,43 @@ impl Steering {
             )),
             None => Ok(()),
         }
+    }
+
+    /// With policy routing: a table of our own, and rules that lead there.
+    fn by_rules(&self, applier: &mut Applier, guard: &Guard) -> Result<(), Failure> {
+        let host = &mut applier.host;
+        let mut changes = vec![guard.change()?];
+        let links = host.links()?;
+        changes.extend(sysctls::connect(links.iter().map(|l| l.name.as_str()), |key| host.sysctl(key).ok().flatten()));
+        let (ours, others): (Vec<_>, Vec<_>) =
+            routes::routes(&self.wanted()).into_iter().partition(|route| route.kind == RouteKind::Unicast);
+        applier.add_own_routes(ours)?;
+        changes.extend(others.into_iter().map(Change::Route));
+        changes.extend(routes::rules(&self.wanted()).into_iter().map(Change::Rule));
+        applier.make_all(changes)
+    }
+
+    /// Without: what must keep its way first, then our routes beside the host's own.
+    fn in_one_table(
+        &self,
+        system: System,
+        endpoint: IpAddr,
+        applier: &mut Applier,
+        guard: &Guard,
+    ) -> Result<(), Failure> {
+        let mut beside = Vec::new();
+        for probe in PROBES {
+            let way = applier.host.route_lookup(probe, 0)?.filter(|way| way.interface != self.interface);
+            beside.extend(way.map(|way| (Family::of(&probe), way)));
+        }
+        // WireGuardNT finds its way past its own adapter by itself
+        let outer: &[IpAddr] = if system == System::Windows { &[] } else { &[endpoint] };
+        let routes = routes::single(&self.wanted(), &beside, outer);
+        let (ours, others): (Vec<_>, Vec<_>) =
+            routes.into_iter().partition(|route| route.oif.as_deref() == Some(self.interface.as_str()));
+        let changes = std::iter::once(guard.change()?).chain(others.into_iter().map(Change::Route));
+        applier.make_all(changes.collect())?;
+        Ok(applier.add_own_routes(ours)?)
     }
 
     /// Where a packet to the internet goes that should go into the tunnel and does not.
@@ -127,11 +159,11 @@ impl Steering {
             tracing::info!(?carriers, "the tunnels around ours have changed");
             self.carriers = carriers;
             guard.set_carriers(&self.carriers);
-            applier.make(guard.change())?;
+            applier.make(guard.change()?)?;
         }
         let mut past = self.past(applier)?;
         let before = self.numbers.priority;
-        if past.is_some() && self.turn() {
+        if past.is_some() && os::SYSTEM == System::Linux && self.turn() {
             let rules = applier.host.rules()?;
             self.numbers.priority = numbers::priority(&rules).unwrap_or(before);
         }

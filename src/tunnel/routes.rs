@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::OUR_PROTOCOL;
-use peervpn_platform::types::{Family, Route, RouteKind, Rule};
+use peervpn_platform::types::{Family, Route, RouteKind, RouteLookup, Rule};
 
 use crate::host::Numbers;
 
@@ -104,6 +104,45 @@ pub fn rules(wanted: &Wanted) -> Vec<Rule> {
     rules
 }
 
+/// The routes where there is one table and no policy routing (macOS, Windows), to go beside the host's own: those over the
+/// tunnel, then those of what must not enter it (`beside`: how packets leave next to the tunnel): what is excluded, and
+/// `outer`, the endpoints whose packets the system would otherwise send into the tunnel that they make.
+pub fn single(wanted: &Wanted, beside: &[(Family, RouteLookup)], outer: &[IpAddr]) -> Vec<Route> {
+    let route = |destination: IpNetwork, oif: &str, gateway: Option<IpAddr>| Route {
+        table: MAIN,
+        destination,
+        kind: RouteKind::Unicast,
+        oif: Some(oif.to_owned()),
+        gateway,
+        metric: None,
+        protocol: OUR_PROTOCOL,
+        mtu: None,
+    };
+    let mut routes: Vec<Route> = Vec::new();
+    for prefix in wanted.exclude.iter().copied().chain(outer.iter().map(|address| IpNetwork::from(*address))) {
+        let family = Family::of(&prefix.network());
+        if let Some((_, way)) = beside.iter().find(|(of, _)| *of == family) {
+            routes.push(route(network(&prefix), &way.interface, way.gateway));
+        }
+    }
+    let tunnelled = wanted.allowed.iter().flat_map(halves).chain(wanted.exit.iter().map(|a| IpNetwork::from(*a)));
+    routes.extend(tunnelled.map(|prefix| route(prefix, wanted.interface, None)));
+    // a prefix that is both allowed and excluded is excluded
+    routes.sort_by_key(|r| r.destination);
+    routes.dedup_by_key(|r| r.destination);
+    routes.sort_by_key(|r| r.oif.as_deref() != Some(wanted.interface));
+    routes
+}
+
+/// A default route as two that are more specific, so that the host's own stays, and works again when ours are gone.
+fn halves(prefix: &IpNetwork) -> Vec<IpNetwork> {
+    if prefix.prefix() != 0 {
+        return vec![network(prefix)];
+    }
+    let texts = if prefix.is_ipv4() { ["0.0.0.0/1", "128.0.0.0/1"] } else { ["::/1", "8000::/1"] };
+    texts.map(|text| text.parse().expect("a prefix")).to_vec()
+}
+
 /// The prefix without host bits.
 fn network(prefix: &IpNetwork) -> IpNetwork {
     IpNetwork::new(prefix.network(), prefix.prefix()).expect("a prefix length that was valid before")
@@ -128,6 +167,47 @@ mod tests {
             format!("{:?} {}: {mark}lookup {}{suppress}", r.family, r.priority, r.table)
         });
         routes.chain(rules).collect()
+    }
+
+    #[test]
+    fn without_policy_routing_two_halves_and_what_goes_beside() {
+        let (allowed, exclude) = (nets(&["0.0.0.0/0", "::/0"]), nets(&["198.51.100.0/24", "2001:db8::/32"]));
+        let wanted = Wanted {
+            interface: "utun5",
+            numbers: Numbers::NONE,
+            allowed: &allowed,
+            exclude: &exclude,
+            exit: &["10.2.3.4".parse().unwrap()],
+            no_lan: false,
+            carriers: &[],
+        };
+        let way = RouteLookup {
+            ifindex: 4,
+            interface: "en0".to_owned(),
+            source: "192.0.2.7".parse().unwrap(),
+            gateway: Some("192.0.2.1".parse().unwrap()),
+            mtu: 1500,
+            table: 254,
+        };
+        let text: Vec<String> = single(&wanted, &[(Family::V4, way)], &["203.0.113.20".parse().unwrap()])
+            .into_iter()
+            .map(|r| {
+                let via = r.gateway.map_or(String::new(), |gateway| format!(" via {gateway}"));
+                format!("{}{via} dev {}", r.destination, r.oif.unwrap())
+            })
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "0.0.0.0/1 dev utun5",
+                "10.2.3.4/32 dev utun5",
+                "128.0.0.0/1 dev utun5",
+                "::/1 dev utun5",
+                "8000::/1 dev utun5",
+                "198.51.100.0/24 via 192.0.2.1 dev en0",
+                "203.0.113.20/32 via 192.0.2.1 dev en0",
+            ]
+        );
     }
 
     const NUMBERS: Numbers = Numbers { fwmark: 0x2000_0000, table: 51820, priority: 5300 };

@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, shape, table_name};
+use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, table_name};
 use peervpn::host::lan::Lan;
 use peervpn_platform::nft::{Rule, Statement, Table};
 use peervpn_platform::types::Family;
@@ -119,7 +119,7 @@ fn verdicts_end_their_rule_and_comments_fit() {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_kernel_holds_what_the_golden_files_say() {
-    use peervpn_platform::{Host, os};
+    use peervpn_platform::os;
     if !super::firewall_lab::net::enter_new_namespace(&["nft"]) {
         return;
     }
@@ -127,7 +127,7 @@ fn the_kernel_holds_what_the_golden_files_say() {
     for (name, table) in golden() {
         let list = || super::firewall_lab::net::run(&["nft", "-s", "list", "table", "inet", &table.name]);
         host.replace_table(&table).expect("the kernel takes it");
-        assert_eq!(host.table_shape(&table.name).expect("read back"), Some(shape(&table)), "{name}");
+        assert_eq!(host.table_shape(&table.name).expect("read back"), Some(table.shape()), "{name}");
         let ours = list();
         host.delete_table(&table.name).expect("delete");
         super::firewall_lab::net::run(&["nft", "-f", path(name).to_str().expect("UTF-8")]);

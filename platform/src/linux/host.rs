@@ -9,6 +9,7 @@ use netlink_bindings::{rt_addr, rt_link};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
 use super::{nft, sysctl};
+use crate::firewall::Firewall;
 use crate::nft::foreign::{Place, SeenChain};
 use crate::nft::{self as model, Table};
 use crate::types::*;
@@ -193,6 +194,34 @@ impl NetlinkHost {
     }
 }
 
+/// What nftables can take.
+fn table_of(firewall: &Firewall) -> Result<&Table> {
+    match firewall {
+        Firewall::Nft(table) => Ok(table),
+        _ => Err(Error::Unsupported {
+            what: "another system's packet filter",
+            instead: "use this command on that system",
+        }),
+    }
+}
+
+impl NetlinkHost {
+    /// Replaces our table of that name by this one, atomically.
+    pub fn replace_table(&mut self, table: &Table) -> Result<()> {
+        nft::replace_table(table)
+    }
+
+    /// Each chain of the table of that name with its number of rules, in order; `None` if there is no such table.
+    pub fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>> {
+        nft::table_shape(&mut self.sock, name)
+    }
+
+    /// Deletes our table. One that is already gone is no error.
+    pub fn delete_table(&mut self, name: &str) -> Result<()> {
+        nft::delete_table(name)
+    }
+}
+
 impl Host for NetlinkHost {
     fn links(&mut self) -> Result<Vec<Link>> {
         self.dump_links().map_err(|e| refused("list links", e))
@@ -296,12 +325,25 @@ impl Host for NetlinkHost {
         sysctl::write(key, value)
     }
 
-    fn replace_table(&mut self, table: &Table) -> Result<()> {
-        nft::replace_table(table)
+    fn ipv6(&mut self) -> Result<bool> {
+        Ok(self.sysctl("net/ipv6/conf/default/disable_ipv6")?.as_deref() == Some("0"))
     }
 
-    fn table_shape(&mut self, name: &str) -> Result<Option<Vec<(String, usize)>>> {
-        nft::table_shape(&mut self.sock, name)
+    fn boot_id(&mut self) -> Result<String> {
+        Ok(self.sysctl("kernel/random/boot_id")?.unwrap_or_default())
+    }
+
+    fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()> {
+        self.replace_table(table_of(firewall)?)
+    }
+
+    fn firewall_stands(&mut self, firewall: &Firewall) -> Result<bool> {
+        let table = table_of(firewall)?;
+        Ok(self.table_shape(&table.name)? == Some(table.shape()))
+    }
+
+    fn delete_firewall(&mut self, name: &str) -> Result<()> {
+        self.delete_table(name)
     }
 
     fn seen_chains(&mut self) -> Result<Vec<SeenChain>> {
@@ -314,9 +356,5 @@ impl Host for NetlinkHost {
 
     fn delete_commented(&mut self, place: &Place, comment: &str) -> Result<()> {
         nft::delete_commented(&mut self.sock, place, comment)
-    }
-
-    fn delete_table(&mut self, name: &str) -> Result<()> {
-        nft::delete_table(name)
     }
 }

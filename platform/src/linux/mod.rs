@@ -42,3 +42,6 @@ pub use privilege::{confine, confine_thread, reachable, writable};
 pub use uapi::UapiWireGuard;
 pub use uapi_listener::UapiListener;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};
+
+/// Which system this is.
+pub const SYSTEM: crate::types::System = crate::types::System::Linux;

@@ -27,6 +27,9 @@ pub use absent::{
     writable,
 };
 
+/// Which system this is.
+pub const SYSTEM: crate::types::System = crate::types::System::Macos;
+
 /// Whether this process may change the network configuration: the effective user is root.
 pub fn privileged() -> bool {
     // SAFETY: geteuid(2) always succeeds and touches no memory.

@@ -22,6 +22,9 @@ pub use absent::{
     wireguard, writable,
 };
 
+/// Which system this is.
+pub const SYSTEM: crate::types::System = crate::types::System::Windows;
+
 /// Whether this process may change the network configuration. Not asked here: what would need it says that it is
 /// unsupported, which is the cause that the person must hear.
 pub fn privileged() -> bool {

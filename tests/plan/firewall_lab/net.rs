@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use peervpn_platform::nft::Table;
-use peervpn_platform::{Host, os};
+use peervpn_platform::os;
 
 use super::lab_net::Namespace;
 

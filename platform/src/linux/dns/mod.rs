@@ -9,5 +9,5 @@ use crate::types::DnsProbes;
 
 /// Looks at what is there; changes nothing.
 pub fn probe() -> Result<DnsProbes> {
-    Ok(DnsProbes { resolved: resolved::running(), resolvconf: resolvconf::find(), file: file::look()? })
+    Ok(DnsProbes { system: false, resolved: resolved::running(), resolvconf: resolvconf::find(), file: file::look()? })
 }
