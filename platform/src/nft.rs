@@ -128,6 +128,10 @@ pub enum Match {
     SourcePort(u16, u16),
     /// `th dport FIRST-LAST` (inclusive; [`Match::L4Proto`] must be matched before).
     DestinationPort(u16, u16),
+    /// `udp length N`, header included ([`Match::L4Proto`] 17 must be matched before).
+    UdpLength(u16),
+    /// `@th,64,32 VALUE`: the first four payload bytes, in network order ([`Match::L4Proto`] 17 must be matched before).
+    UdpPayload(u32),
     /// `icmp type N` (implies IPv4 and ICMP).
     IcmpType(u8),
     /// `icmpv6 type N` (implies IPv6 and ICMPv6).
@@ -177,6 +181,13 @@ pub enum Match {
 pub enum Statement {
     /// `counter`.
     Counter,
+    /// `limit rate over N/second burst M packets`: goes on only with what exceeds that.
+    Over {
+        /// Packets a second.
+        per_second: u32,
+        /// Packets at once.
+        burst: u32,
+    },
     /// `accept`.
     Accept,
     /// `drop`.

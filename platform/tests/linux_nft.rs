@@ -61,6 +61,9 @@ fn everything() -> Table {
         vec![Match::L4Proto(6), Match::SourcePort(1024, 65535)],
         vec![Match::L4Proto(17), Match::DestinationPort(53, 53)],
         vec![Match::L4Proto(17), Match::DestinationPort(255, 256)],
+        vec![Match::L4Proto(17), Match::UdpLength(156)],
+        vec![Match::L4Proto(17), Match::UdpPayload(0x0100_0000)],
+        vec![Match::L4Proto(17), Match::DestinationPort(53, 53), Match::UdpLength(156), Match::UdpPayload(0xff)],
         vec![Match::IcmpType(8)],
         vec![Match::Icmp6Type(128)],
         vec![Match::CtEstablished],
@@ -91,6 +94,7 @@ fn everything() -> Table {
     }
     all.push(rule(&[Match::TcpSyn], &[Statement::ClampMss]));
     all.push(rule(&[Match::L4Proto(6)], &[Statement::Counter, Statement::Reset]));
+    all.push(rule(&[], &[Statement::Over { per_second: 200, burst: 300 }, Statement::Counter, Statement::Drop]));
     all.push(rule(&[], &[Statement::SetMark(0x51820)]));
     all.push(rule(&[], &[Statement::SetCtMark(0x51820)]));
     all.push(Rule { comment: Some("ünïcode, 'quotes'".to_owned()), ..rule(&[], &[Statement::Accept]) });

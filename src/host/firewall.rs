@@ -57,6 +57,10 @@ pub enum Policy<'a> {
 pub struct ExitPolicy<'a> {
     /// Tunnel interface.
     pub interface: &'a str,
+    /// WireGuard's UDP port.
+    pub port: u16,
+    /// How many handshake initiations a second WireGuard gets from sources that we have sent nothing to lately.
+    pub initiations: u32,
     /// Our IPv4 tunnel address.
     pub v4: Option<Ipv4Addr>,
     /// Our IPv6 tunnel address.

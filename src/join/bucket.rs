@@ -1,4 +1,4 @@
-//! Token buckets: one for all, one per source in a table of fixed size.
+//! Token buckets: one for all, one per source in a table of fixed size; and who has asked before.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -78,6 +78,41 @@ impl Sources {
     }
 }
 
+/// Sources that asked in vain a moment ago. A flood from forged sources names each of them once, a peer that wants in
+/// repeats itself. A table of fixed size with one place for each hash value; who comes later takes it.
+pub(super) struct Askers {
+    /// The highest 8 bits: when, in [`TICK`]s; the others: of whom, a part of the hash. 0 is nobody.
+    places: Box<[u32]>,
+    /// Seeded at random, so that nobody can choose sources that push out another one.
+    hasher: RandomState,
+    start: Instant,
+}
+
+/// A repetition that comes in the same one is none.
+const TICK: Duration = Duration::from_millis(125);
+/// WireGuard repeats an unanswered initiation after `REKEY_TIMEOUT` and some jitter (paper §6.1): in ticks.
+const REPEATED_WITHIN: u8 = 64;
+
+impl Askers {
+    /// The memory is zeros, which the system only provides as it is written to.
+    pub(super) fn new(places: usize, start: Instant) -> Self {
+        Askers { places: vec![0; places].into_boxed_slice(), hasher: RandomState::new(), start }
+    }
+
+    /// Whether this address and port has asked some time ago; remembers that it asks now.
+    pub(super) fn again(&mut self, source: &SocketAddr, now: Instant) -> bool {
+        let hash = self.hasher.hash_one((source.ip().to_canonical(), source.port()));
+        // the bits that choose the place are not those that are kept in it
+        let (index, tag) = ((hash >> 32) as usize % self.places.len(), hash as u32 & 0x00ff_ffff | 1);
+        let tick = (now.saturating_duration_since(self.start).as_millis() / TICK.as_millis()) as u8;
+        let place = &mut self.places[index];
+        let ago = tick.wrapping_sub((*place >> 24) as u8);
+        let again = *place & 0x00ff_ffff == tag && (1..=REPEATED_WITHIN).contains(&ago);
+        *place = u32::from(tick) << 24 | tag;
+        again
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +141,28 @@ mod tests {
             assert!(sources.take(Source::V6(number), now), "a new source always has a token");
         }
         assert!(!sources.take(greedy, now), "an empty bucket is the last to be forgotten");
+    }
+
+    #[test]
+    fn a_second_question_is_known_by_its_address_and_port() {
+        let start = Instant::now();
+        let mut askers = Askers::new(1 << 16, start);
+        let of = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let at = |millis| start + Duration::from_millis(millis);
+        assert!(!askers.again(&of("192.0.2.1:1"), at(0)));
+        assert!(!askers.again(&of("192.0.2.1:1"), at(1)), "a copy of the same packet");
+        assert!(!askers.again(&of("192.0.2.1:2"), at(500)), "another port");
+        assert!(askers.again(&of("192.0.2.1:1"), at(500)));
+        assert!(askers.again(&of("[::ffff:192.0.2.1]:1"), at(5900)));
+        assert!(!askers.again(&of("192.0.2.1:1"), at(15_000)), "too long ago");
+        // far more sources than places: few who ask once are taken for someone else, and it never grows
+        let mut mistaken = 0;
+        for number in 0..1_000_000 {
+            let source = SocketAddr::new(std::net::Ipv4Addr::from_bits(number).into(), 7);
+            mistaken += u32::from(askers.again(&source, at(16_000 + u64::from(number) / 50)));
+        }
+        assert!(mistaken < 10, "{mistaken}");
+        assert_eq!(askers.places.len(), 1 << 16);
     }
 
     #[test]

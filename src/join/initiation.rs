@@ -4,7 +4,8 @@
 //! The checks run cheapest first, and none allocates before both buckets gave a token:
 //! 1. type 1, three zero bytes, exactly 148 bytes (WireGuard paper §5.4.2);
 //! 2. mac1, keyed with our public key (§5.4.4): drops noise and whoever doesn't know our key;
-//! 3. a token bucket per source and one in all;
+//! 3. a token bucket per source and one in all; when that is empty, whoever asks for the second time has another one, so
+//!    that forged sources, each of which is seen once, keep nobody out for longer than the time between two questions;
 //! 4. `es` opens the sender's static key; keys about which nothing is left to decide end here;
 //! 5. `ss` opens the timestamp, which proves possession of the private key; an older or equal timestamp of the same key
 //!    is a replay.
@@ -31,7 +32,7 @@ use gotatun::packet::{Packet, WgHandshakeInit, WgKind};
 use gotatun::x25519;
 use serde::Serialize;
 
-use super::bucket::{Bucket, Rate, Source, Sources};
+use super::bucket::{Askers, Bucket, Rate, Source, Sources};
 use crate::key::{PrivateKey, PublicKey};
 
 /// Length of a handshake initiation in bytes; WireGuard paper §5.4.2.
@@ -43,6 +44,13 @@ const MAC1: std::ops::Range<usize> = 116..132;
 const PER_SOURCE: Rate = Rate { period: Duration::from_millis(100), burst: 20 };
 /// Opening one to the end takes about eight X25519 products, 0.4 ms: a flood costs 4 % of a core.
 const IN_ALL: Rate = Rate { period: Duration::from_millis(10), burst: 200 };
+/// More initiations a second than this are a flood: the firewall then keeps from WireGuard what comes from sources that
+/// we have sent nothing to, and as many of those at once are not one yet.
+pub const FLOOD: u32 = 200;
+const UNFLOODED: Rate = Rate { period: Duration::from_millis(1000 / FLOOD as u64), burst: FLOOD };
+/// Places of 4 bytes. At 50,000 forged sources a second one in twenty is lost within half a second, which is when
+/// `connect` asks again, and two in five within the 5 s of WireGuard itself.
+const ASKERS: usize = 1 << 19;
 /// Times four sources: 2048.
 const SOURCE_SETS: usize = 512;
 /// Keys whose newest timestamp is remembered, 19 kB each.
@@ -142,6 +150,12 @@ pub struct Checker {
     mac1: Blake2sMac<U16>,
     sources: Sources,
     all: Bucket,
+    /// For who asks for the second time when `all` is empty.
+    askers: Option<Askers>,
+    again: Bucket,
+    /// Follows what the firewall lets through; see [`FLOOD`].
+    unflooded: Bucket,
+    flooded: bool,
     remembered: HashMap<PublicKey, Remembered>,
     uses: u64,
     indices: IndexTable,
@@ -160,6 +174,10 @@ impl Checker {
             mac1: KeyInit::new_from_slice(&mac1_key).expect("32 bytes are a key"),
             sources: Sources::new(SOURCE_SETS, PER_SOURCE),
             all: Bucket::default(),
+            askers: None,
+            again: Bucket::default(),
+            unflooded: Bucket::default(),
+            flooded: false,
             remembered: HashMap::new(),
             uses: 0,
             indices: IndexTable::from_os_rng(),
@@ -179,12 +197,18 @@ impl Checker {
         now: Instant,
         settled: impl FnOnce(&PublicKey) -> bool,
     ) -> Verdict {
+        self.flooded = !self.unflooded.take(UNFLOODED, now);
         let verdict = match self.cheap(payload, source, now) {
             Ok(()) => self.open(payload, settled).unwrap_or_else(Verdict::Drop),
             Err(reason) => Verdict::Drop(reason),
         };
         self.counters.count(&verdict);
         verdict
+    }
+
+    /// Whether the firewall may have kept the last initiation from WireGuard, so many came.
+    pub fn is_flooded(&self) -> bool {
+        self.flooded
     }
 
     /// How many initiations ended how.
@@ -201,10 +225,14 @@ impl Checker {
         if !self.sources.take(Source::of(&source), now) {
             return Err(Reason::SourceRate);
         }
-        if !self.all.take(IN_ALL, now) {
-            return Err(Reason::TotalRate);
+        if self.all.take(IN_ALL, now) {
+            return Ok(());
         }
-        Ok(())
+        let askers = self.askers.get_or_insert_with(|| Askers::new(ASKERS, now));
+        if askers.again(&source, now) && self.again.take(IN_ALL, now) {
+            return Ok(());
+        }
+        Err(Reason::TotalRate)
     }
 
     fn open(&mut self, payload: &[u8], settled: impl FnOnce(&PublicKey) -> bool) -> Result<Verdict, Reason> {
@@ -426,8 +454,18 @@ mod tests {
             assert!(matches!(check(other), Verdict::Settled { .. }), "{number}");
         }
         assert_eq!(check("203.0.113.9:1".parse().unwrap()), Verdict::Drop(Reason::TotalRate));
+        // whoever asks again has a bucket for such times
+        let newcomer = "203.0.113.9:1".parse().unwrap();
+        let half_a_second = now + Duration::from_millis(500);
+        for number in 0..2 * IN_ALL.burst {
+            let other = SocketAddr::new(std::net::Ipv4Addr::from_bits(0xc100_0000 + number).into(), 1);
+            exit.checker.check(&packet, other, half_a_second, |_| true);
+        }
+        let verdict = exit.checker.check(&packet, newcomer, half_a_second, |_| true);
+        assert!(matches!(verdict, Verdict::Settled { .. }), "{verdict:?}");
+        assert!(exit.checker.is_flooded());
         // noise takes no token
-        let later = now + IN_ALL.period;
+        let later = half_a_second + IN_ALL.period;
         let noise = [1, 0, 0, 0].into_iter().chain([7; 144]).collect::<Vec<u8>>();
         assert_eq!(exit.checker.check(&noise, source(), later, |_| true), Verdict::Drop(Reason::Mac1));
         let fresh = "203.0.113.10:1".parse().unwrap();

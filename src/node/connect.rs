@@ -33,7 +33,7 @@ use crate::tunnel::{self, mtu, wgquick};
 
 /// An unanswered initiation is repeated after this, to the next endpoint where there are several, then after twice that.
 /// Removing and adding the peer is what makes WireGuard do it: by itself it waits 5 s. A handshake is one round trip.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// `REKEY_TIMEOUT` of WireGuard (paper §6.1), from which on its own repetition is as good.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How often the device is asked for the handshake when no packet has woken us.
@@ -188,7 +188,7 @@ async fn bring_up(
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
     let mut ask_again = ASK_AGAIN;
-    let mut said = false;
+    let (mut said, mut heard) = (false, false);
     let endpoint = loop {
         let state = wireguard.state(&interface)?;
         let peer = state.peers.iter().find(|p| p.public_key == target.key.0);
@@ -206,8 +206,9 @@ async fn bring_up(
             let local = SocketAddr::new(candidates[asked].source, port);
             out.event(&unreachable(&own, mapping.as_ref(), local, started.elapsed()));
         }
-        if turn.elapsed() >= ask_again {
-            turn = Instant::now();
+        // asking again forgets the handshake under way: twice the time for an exit that has begun to speak
+        if turn.elapsed() >= ask_again * if heard { 2 } else { 1 } {
+            (turn, heard) = (Instant::now(), false);
             if asked + 1 == candidates.len() {
                 ask_again = (ask_again * 2).min(ASK_AGAIN_MAX);
             }
@@ -218,7 +219,7 @@ async fn bring_up(
             wireguard.configure(&interface, &tunnel::peers(vec![exit_peer(address)]))?;
         }
         tokio::select! {
-            () = woken(&wakeup) => {}
+            () = woken(&wakeup) => heard = true,
             _ = next_news(&mut mapping, &mut ground.applier) => {}
             () = tokio::time::sleep(HANDSHAKE_POLL) => {}
         }

@@ -36,7 +36,7 @@ use crate::host::{Change, Unsupported, sysctls};
 use crate::join::address::{TunnelAddresses, exit_addresses};
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
-use crate::join::initiation::Checker;
+use crate::join::initiation::{Checker, FLOOD};
 use crate::join::peers::{Peer, PeerStore};
 use crate::key::PrivateKey;
 use crate::tunnel::{self, mtu};
@@ -155,7 +155,7 @@ async fn bring_up<'a>(
     uplink_names.dedup();
     let resolver = dns::Resolver::new(&options.dns, out);
     // the firewall stands before the first packet can be forwarded
-    let mut changes = vec![firewall(&interface, addresses, options, resolver.servers())?];
+    let mut changes = vec![firewall(&interface, port, addresses, options, resolver.servers())?];
     let host = &mut ground.applier.host;
     changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
     ground.applier.make_all(changes)?;
@@ -256,12 +256,15 @@ async fn bring_up<'a>(
 /// The exit's table.
 fn firewall(
     interface: &str,
+    port: u16,
     addresses: TunnelAddresses,
     options: &ExitOptions,
     dns: &[IpAddr],
 ) -> Result<Change, Unsupported> {
     let policy = ExitPolicy {
         interface,
+        port,
+        initiations: FLOOD,
         v4: Some(addresses.v4),
         v6: Some(addresses.v6),
         allow_lan: options.allow_lan,
@@ -313,7 +316,7 @@ impl Exit<'_> {
                 () = signals.recv() => return None,
                 ready = tap.readable() => {
                     let Ok(ready) = ready else { return None };
-                    if self.initiations(tap.get_ref(), out) {
+                    if self.initiations(tap.get_ref(), applier, out) {
                         ready.clear();
                     }
                 }
@@ -348,7 +351,8 @@ impl Exit<'_> {
                 () = keepalive::due(&self.keepalives) => self.tend_keepalives(Instant::now(), applier),
                 () = self.resolver.changed() => {
                     let addresses = exit_addresses(&self.key.public());
-                    let rules = firewall(applier.interface(), addresses, self.options, self.resolver.servers());
+                    let dns = self.resolver.servers();
+                    let rules = firewall(applier.interface(), self.port, addresses, self.options, dns);
                     if let Err(failure) = rules.map_err(Failure::from).and_then(|rules| applier.make(rules)) {
                         tracing::warn!(%failure, "peers' DNS goes on to the old servers");
                     }
@@ -359,12 +363,12 @@ impl Exit<'_> {
     }
 
     /// Whether none are left.
-    fn initiations(&mut self, tap: &InitiationTap, out: &mut dyn Output) -> bool {
+    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) -> bool {
         let mut buffer = [0; 256];
         // bounded, so that a flood leaves the loop to the others
         for _ in 0..256 {
             let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return true };
-            self.initiation(payload, source, Instant::now(), out);
+            self.initiation(payload, source, Instant::now(), applier, out);
         }
         false
     }

@@ -16,6 +16,8 @@ pub const FWMARK: u32 = 0x51820;
 pub fn exit() -> ExitPolicy<'static> {
     ExitPolicy {
         interface: "peervpn0",
+        port: 51820,
+        initiations: 200,
         v4: Some(V4),
         v6: Some(V6),
         allow_lan: false,

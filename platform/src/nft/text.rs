@@ -63,6 +63,8 @@ impl Display for Match {
             Match::Destination { prefix, not } => write!(f, "{} daddr {}{prefix}", header(prefix.ip()), inverted(not)),
             Match::SourcePort(first, last) => write!(f, "th sport {}", Ports(*first, *last)),
             Match::DestinationPort(first, last) => write!(f, "th dport {}", Ports(*first, *last)),
+            Match::UdpLength(length) => write!(f, "udp length {length}"),
+            Match::UdpPayload(value) => write!(f, "@th,64,32 {value:#x}"),
             Match::IcmpType(kind) => write!(f, "icmp type {kind}"),
             Match::Icmp6Type(kind) => write!(f, "icmpv6 type {kind}"),
             Match::Mark { value, not } => write!(f, "meta mark {}{value:#x}", inverted(not)),
@@ -85,6 +87,9 @@ impl Display for Statement {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Statement::Counter => f.write_str("counter"),
+            Statement::Over { per_second, burst } => {
+                write!(f, "limit rate over {per_second}/second burst {burst} packets")
+            }
             Statement::Accept => f.write_str("accept"),
             Statement::Drop => f.write_str("drop"),
             Statement::Reject => f.write_str("reject with icmpx admin-prohibited"),

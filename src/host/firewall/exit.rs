@@ -25,6 +25,11 @@ const LAN: [&str; 12] = [
 /// Where the doors of invites lie ([`crate::join::address::door`]): good for asking the control service, nothing else.
 const DOORS: &str = "169.254.0.0/16";
 
+/// UDP header and handshake initiation in bytes; WireGuard paper §5.4.2.
+const INITIATION_UDP_LEN: u16 = 8 + 148;
+/// An initiation's first four bytes: type 1, three reserved ones.
+const INITIATION: u32 = 0x0100_0000;
+
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
 
@@ -42,7 +47,7 @@ impl ExitPolicy<'_> {
                     Kind::Filter,
                     Hook::Prerouting,
                     MANGLE,
-                    anti_spoofing(self.interface, addresses(self.v4, self.v6)),
+                    [anti_spoofing(self.interface, addresses(self.v4, self.v6)), vec![self.flood()]].concat(),
                 ),
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
@@ -51,6 +56,22 @@ impl ExitPolicy<'_> {
                 refuse_chain(),
             ],
         }
+    }
+
+    /// A flood of forged initiations would push data out of WireGuard's socket, and each source would fill a place of the
+    /// connection table until peers' new connections find none: dropped here it has none yet. Peers that are in have
+    /// been sent something, so theirs pass. A newcomer needs no WireGuard to see it: the node has its own copy.
+    fn flood(&self) -> Rule {
+        let initiation = [
+            Match::L4Proto(IPPROTO_UDP),
+            Match::DestinationPort(self.port, self.port),
+            Match::UdpLength(INITIATION_UDP_LEN),
+            Match::UdpPayload(INITIATION),
+            Match::CtNew,
+            Match::DestinationLocal { not: false },
+        ];
+        let over = Statement::Over { per_second: self.initiations, burst: self.initiations };
+        commented("a flood of handshake initiations", rule(initiation, [over, Statement::Counter, Statement::Drop]))
     }
 
     /// From peers to this host, by whichever of its addresses.

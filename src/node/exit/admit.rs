@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::os;
+use peervpn_platform::os::raw::RawStun;
 use peervpn_platform::types::{PeerConfig, Route, RouteKind};
 use peervpn_platform::{Host as _, OUR_PROTOCOL};
 use tokio::sync::mpsc;
@@ -113,7 +114,14 @@ pub async fn next_answer(questions: &mut Option<Questions>) -> String {
 
 impl Exit<'_> {
     /// Looks at one initiation that came for our port.
-    pub(super) fn initiation(&mut self, payload: &[u8], source: SocketAddr, now: Instant, out: &mut dyn Output) {
+    pub(super) fn initiation(
+        &mut self,
+        payload: &[u8],
+        source: SocketAddr,
+        now: Instant,
+        applier: &mut Applier,
+        out: &mut dyn Output,
+    ) {
         let settled = |key: &PublicKey| self.admission.is_settled(key);
         let key = match self.checker.check(payload, source, now, settled) {
             Verdict::Valid { key } | Verdict::Settled { key } => key,
@@ -144,7 +152,12 @@ impl Exit<'_> {
                 key.peer_id(),
                 with.peer_id()
             ))),
-            Decision::Known => self.keepalives.heard(key, now),
+            Decision::Known => {
+                self.keepalives.heard(key, now);
+                if self.checker.is_flooded() {
+                    self.let_through(source, applier);
+                }
+            }
             Decision::AskOperator { first: false }
             | Decision::Collision { first: false, .. }
             | Decision::Revoked
@@ -152,6 +165,17 @@ impl Exit<'_> {
             | Decision::Full
             | Decision::Closed => {}
         }
+    }
+
+    /// During a flood the firewall keeps a known peer's initiation from WireGuard, too, if it comes from a new source.
+    /// An empty datagram makes it a source that we have sent something to, so that the next one passes. Nothing was
+    /// proven so far, and nothing is given: WireGuard drops it at the other end.
+    fn let_through(&self, source: SocketAddr, applier: &mut Applier) {
+        let sent = applier.host.route_lookup(source.ip(), 0).map_err(std::io::Error::other).and_then(|way| {
+            let way = way.ok_or(std::io::ErrorKind::HostUnreachable)?;
+            RawStun::open(self.port, 0).map_err(std::io::Error::other)?.send(way.source, source, &[])
+        });
+        tracing::debug!(remote = %source, ?sent, "a peer asks during a flood");
     }
 
     /// Installs the newcomers when their time has come.

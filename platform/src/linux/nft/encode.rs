@@ -34,6 +34,10 @@ const ROUTE_TYPE_LOCAL: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
 /// `NFTA_FIB_F_DADDR`.
 const FIB_DESTINATION: u32 = 1 << 1;
+/// `NFT_LIMIT_PKTS`.
+const LIMIT_PACKETS: u32 = 0;
+/// `NFT_LIMIT_F_INV`.
+const LIMIT_OVER: u32 = 1;
 /// `NFT_RT_TCPMSS`.
 const RT_TCPMSS: u32 = 3;
 /// `NFT_EXTHDR_OP_TCPOPT`.
@@ -106,6 +110,14 @@ fn condition_expressions(buf: &mut Vec<u8>, condition: &Match) {
         Match::Destination { prefix, not } => address(buf, prefix, *not, Side::Destination),
         Match::SourcePort(first, last) => ports(buf, Side::Source, *first, *last),
         Match::DestinationPort(first, last) => ports(buf, Side::Destination, *first, *last),
+        Match::UdpLength(length) => {
+            payload(buf, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 4, 2);
+            compare(buf, libc::NFT_CMP_EQ, &length.to_be_bytes());
+        }
+        Match::UdpPayload(value) => {
+            payload(buf, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 8, 4);
+            compare(buf, libc::NFT_CMP_EQ, &value.to_be_bytes());
+        }
         Match::IcmpType(kind) => {
             condition_expressions(buf, &Match::Family(Family::V4));
             l4_protocol(buf, IPPROTO_ICMP);
@@ -161,6 +173,14 @@ fn statement_expressions(buf: &mut Vec<u8>, statement: &Statement) {
         Statement::Counter => expression(buf, "counter", |buf| {
             bytes(buf, 1, &0u64.to_be_bytes());
             bytes(buf, 2, &0u64.to_be_bytes());
+        }),
+        Statement::Over { per_second, burst } => expression(buf, "limit", |buf| {
+            bytes(buf, 1, &u64::from(*per_second).to_be_bytes());
+            // the unit: a second
+            bytes(buf, 2, &1u64.to_be_bytes());
+            number(buf, 3, *burst);
+            number(buf, 4, LIMIT_PACKETS);
+            number(buf, 5, LIMIT_OVER);
         }),
         Statement::Accept => verdict(buf, libc::NF_ACCEPT),
         Statement::Drop => verdict(buf, libc::NF_DROP),
