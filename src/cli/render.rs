@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::style::{Style, bytes, span, tame};
 use crate::error::Failure;
-use crate::node::control::{Changed, KillSwitchStatus, PeerStatus, PendingPeer, Status};
+use crate::node::control::{Changed, Initiations, KillSwitchStatus, PeerStatus, PendingPeer, Status};
 use crate::node::event::Event;
 use crate::node::invite::Made;
 
@@ -129,7 +129,7 @@ pub(super) fn stopped(out: Out, event: &Event) -> io::Result<()> {
 
 /// How a node stands: a header and a line a peer.
 pub(super) fn status(out: Out, status: &Status, style: Style) -> io::Result<()> {
-    let Status { interface, mode, backend, public_key, port, endpoints, peers, kill_switch } = status;
+    let Status { interface, mode, backend, public_key, port, endpoints, peers, kill_switch, initiations } = status;
     writeln!(out, "{}: {mode}, {backend} back end", style.bold(interface))?;
     let mut rows = vec![
         ("peer ID", public_key.peer_id()),
@@ -142,11 +142,36 @@ pub(super) fn status(out: Out, status: &Status, style: Style) -> io::Result<()> 
     if let Some(kill_switch) = kill_switch {
         rows.push(("kill switch", kill_switch_state(kill_switch).to_owned()));
     }
+    if let Some(refused) = initiations.as_ref().and_then(refused_initiations) {
+        rows.push(("not let in", refused));
+    }
     table(out, &rows)?;
     if peers.is_empty() {
         return writeln!(out, "  no peers yet");
     }
     self::peers(out, peers, style)
+}
+
+/// Initiations that led to nothing, by reason, most first; `None` where there were none.
+fn refused_initiations(initiations: &Initiations) -> Option<String> {
+    let Initiations { checked, refused, unseen } = initiations;
+    let mut reasons = [
+        (checked.malformed, "malformed"),
+        (checked.mac1, "wrong mac1"),
+        (checked.source_rate, "too many from one source"),
+        (checked.total_rate, "too many in all"),
+        (checked.static_key, "no static key"),
+        (checked.unfit_key, "unfit static key"),
+        (checked.timestamp, "no proof of the static key"),
+        (checked.replay, "replayed"),
+        (*refused, "of revoked or denied keys"),
+        (*unseen, "too many to look at"),
+    ];
+    reasons.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let all: u64 = reasons.iter().map(|(count, _)| count).sum();
+    let listed: Vec<String> =
+        reasons.iter().filter(|(count, _)| *count > 0).map(|(count, reason)| format!("{count} {reason}")).collect();
+    (all > 0).then(|| format!("{all} handshake initiations: {}", listed.join(", ")))
 }
 
 /// What the kill switch does now, and how to lift it.
@@ -295,6 +320,7 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::join::initiation::Counters;
     use crate::key::PublicKey;
 
     const KEY: PublicKey = PublicKey([7; 32]);
@@ -429,6 +455,7 @@ mod tests {
             port: 51820,
             endpoints: vec![],
             kill_switch: None,
+            initiations: None,
             peers: vec![peer(Some("phone"), Some(12)), peer(None, None)],
         };
         let shown = text(|out| status(out, &node, Style::PLAIN));
@@ -437,6 +464,11 @@ mod tests {
         assert!(lines[5].contains("phone") && lines[5].contains("12 s ago") && lines[5].contains("1.5 KiB"), "{shown}");
         assert_eq!(lines[4].find("LAST"), lines[5].find("12 s ago"), "{shown}");
         assert_eq!(lines[5].find("1.5 KiB"), lines[6].find("1.5 KiB"), "{shown}");
+        let checked = Counters { valid: 9, mac1: 3, replay: 40, ..Counters::default() };
+        let initiations = Some(Initiations { checked, refused: 0, unseen: 1 });
+        let disturbed = text(|out| status(out, &Status { initiations, ..node.clone() }, Style::PLAIN));
+        let line = "44 handshake initiations: 40 replayed, 3 wrong mac1, 1 too many to look at";
+        assert!(disturbed.contains(line), "{disturbed}");
         let empty = Status { peers: vec![], ..node };
         assert!(text(|out| status(out, &empty, Style::PLAIN)).ends_with("no peers yet\n"));
     }

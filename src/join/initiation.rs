@@ -30,7 +30,7 @@ use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::noise::{Tunn, TunnResult};
 use gotatun::packet::{Packet, WgHandshakeInit, WgKind};
 use gotatun::x25519;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bucket::{Askers, Bucket, Rate, Source, Sources};
 use crate::key::{PrivateKey, PublicKey};
@@ -95,7 +95,7 @@ pub enum Verdict {
 }
 
 /// How many initiations ended how, since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// [`Verdict::Valid`].
     pub valid: u64,

@@ -532,6 +532,7 @@ fn status(node: &mut Connected) -> Result<Status, Failure> {
         public_key: node.own,
         port: node.port,
         endpoints: Vec::new(),
+        initiations: None,
         kill_switch: Some(node.guard.status(peers.first().and_then(|peer| peer.last_handshake_s))),
         peers,
     })

@@ -15,6 +15,7 @@ use super::invite;
 use crate::config::{DEFAULT_INTERFACE, Places};
 use crate::error::Failure;
 use crate::join::connect::ConnectString;
+use crate::join::initiation::Counters;
 use crate::join::peers::{Invite, Peer};
 use crate::key::PublicKey;
 
@@ -140,6 +141,21 @@ pub struct Status {
     /// The kill switch, of a node that is connected to an exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_switch: Option<KillSwitchStatus>,
+    /// Handshake initiations that came to an exit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initiations: Option<Initiations>,
+}
+
+/// Handshake initiations since the start, by what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Initiations {
+    /// As they were checked.
+    #[serde(flatten)]
+    pub checked: Counters,
+    /// Of these, those of revoked and denied keys.
+    pub refused: u64,
+    /// More than could be looked at.
+    pub unseen: u64,
 }
 
 /// How the kill switch stands.

@@ -21,7 +21,7 @@ use peervpn_platform::types::{Family, RouteLookup};
 use peervpn_platform::{Host as _, WireGuard, os};
 
 use super::apply::Applier;
-use super::control::{self, PeerStatus, Request, Response, Status};
+use super::control::{self, Initiations, PeerStatus, Request, Response, Status};
 use super::dns;
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
@@ -79,6 +79,8 @@ struct Exit<'a> {
     endpoints: Vec<String>,
     wireguard: Box<dyn WireGuard>,
     checker: Checker,
+    /// Initiations that the tap had no room for.
+    unseen: u64,
     admission: Admission,
     store: PeerStore,
     /// The control service on our tunnel addresses.
@@ -238,6 +240,7 @@ async fn bring_up<'a>(
         options,
         places,
         checker: Checker::new(&ground.key),
+        unseen: 0,
         admission,
         questions: (options.accept == Accept::Ask && out.interactive()).then(admit::Questions::on_terminal).flatten(),
         key: ground.key.clone(),
@@ -324,6 +327,7 @@ impl Exit<'_> {
                     if asked.request == Request::Down {
                         return Some(asked);
                     }
+                    self.unseen = tap.get_ref().dropped().unwrap_or(self.unseen);
                     let answer = self.answer(&asked.request, applier, out).unwrap_or_else(control::failed);
                     self.plan_tending();
                     asked.reply(answer);
@@ -408,6 +412,11 @@ impl Exit<'_> {
             port: self.port,
             endpoints: self.endpoints.clone(),
             kill_switch: None,
+            initiations: Some(Initiations {
+                checked: self.checker.counters(),
+                refused: self.admission.refused(),
+                unseen: self.unseen,
+            }),
             peers,
         })
     }

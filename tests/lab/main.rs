@@ -7,6 +7,7 @@
 
 mod count;
 mod dns;
+mod forge;
 mod grid;
 mod host_unchanged;
 mod isolation;

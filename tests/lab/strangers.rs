@@ -7,10 +7,10 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blake2::digest::{FixedOutput, KeyInit, Update, consts::U16};
-use blake2::{Blake2s256, Blake2sMac, Digest};
-use peervpn::key::PublicKey;
+use peervpn::key::{PrivateKey, PublicKey};
+use serde_json::Value;
 
+use crate::forge;
 use crate::net::Namespace;
 use crate::record::patience;
 use crate::topology::{Lab, Nat, Site, WEB};
@@ -34,7 +34,6 @@ enum Forgery {
 
 /// Forged initiations, each inside an IPv4 and a UDP header whose source is filled in later.
 fn forged(forgery: Forgery, exit: &PublicKey, to: Ipv4Addr, port: u16) -> Vec<Vec<u8>> {
-    let mac1_key = Digest::chain_update(Blake2s256::new(), b"mac1----").chain_update(exit.0).finalize();
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
     let mut noise = || {
         // xorshift64
@@ -45,7 +44,7 @@ fn forged(forgery: Forgery, exit: &PublicKey, to: Ipv4Addr, port: u16) -> Vec<Ve
     };
     (0..1024)
         .map(|_| {
-            let mut packet = vec![0; 28 + 148];
+            let mut packet = vec![0; 28 + forge::LENGTH];
             let total = packet.len() as u16;
             packet[0] = 0x45;
             packet[2..4].copy_from_slice(&total.to_be_bytes());
@@ -58,9 +57,7 @@ fn forged(forgery: Forgery, exit: &PublicKey, to: Ipv4Addr, port: u16) -> Vec<Ve
             initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
             initiation[132..].fill(0);
             if forgery == Forgery::RandomStatic {
-                let mac: Blake2sMac<U16> = KeyInit::new_from_slice(&mac1_key).expect("32 bytes");
-                let mac = mac.chain(&initiation[..116]).finalize_fixed();
-                initiation[116..132].copy_from_slice(&mac);
+                forge::seal(exit, initiation);
             }
             packet
         })
@@ -277,7 +274,100 @@ fn under_flood(forgery: Forgery) {
     exit.stop(libc::SIGINT);
 }
 
+/// What the exit counted of initiations, by name; waits until they are this many in all.
+fn counted(site: &Site, all: u64) -> Value {
+    let deadline = Instant::now() + patience(10);
+    loop {
+        let status = site.run_ok(&["status", "--json"]).stdout;
+        let mut status: Value = serde_json::from_str(&status).unwrap_or_else(|e| panic!("{e}: {status}"));
+        let counts = status["initiations"].take();
+        if total(&counts) >= all || Instant::now() > deadline {
+            return counts;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn total(counts: &Value) -> u64 {
+    counts.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
+}
+
 lab_tests! {
+    /// Every kind of wrong initiation is dropped, counted and shown, and lets nobody in.
+    fn forged_initiations_are_dropped_and_counted() {
+        let lab = Lab::new(Nat::Open, &[Nat::PortRestricted.into()]);
+        let mut exit = lab.exit.exit(&[]);
+        let ready = exit.event("ready");
+        let mut peer = lab.peer().connect(text(&ready, "connect"), &[]);
+        let pending = exit.event("pending");
+        lab.exit.run_ok(&["peers", "accept", text(&pending, "peer_id")]);
+        peer.event("connected");
+        let key: PublicKey = text(&ready, "public_key").parse().expect("a key");
+        let member: PublicKey = text(&pending, "public_key").parse().expect("a key");
+        let before = counted(&lab.exit, 1);
+
+        let to = (lab.exit.public4, ready["port"].as_u64().expect("a port") as u16);
+        let socket = lab.internet.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
+        let send = |packet: &[u8]| {
+            socket.send_to(packet, to).expect("it is sent");
+            // each source has ten a second
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let (stranger, claimed) = (PrivateKey::generate(), PrivateKey::generate().public());
+        let honest = |seconds| forge::initiation(&key, &stranger.public(), &stranger, seconds);
+        const NOW: u64 = 1_800_000_000;
+
+        let mut wrong_mac1 = honest(NOW);
+        wrong_mac1[120] ^= 1;
+        send(&wrong_mac1);
+        let mut random_static = wrong_mac1.clone();
+        random_static[40..88].fill(0x5a);
+        forge::seal(&key, &mut random_static);
+        send(&random_static);
+        // somebody else's key, without its private half: nobody's, and that of the peer who is in
+        send(&forge::initiation(&key, &claimed, &stranger, NOW));
+        send(&forge::initiation(&key, &member, &stranger, NOW + 1_000_000_000));
+        // a true stranger asks, which is his right; again, from the past, from a far future, and from now again
+        let first = honest(NOW);
+        let future = honest(NOW + 1_000_000_000);
+        send(&first);
+        send(&first);
+        send(&honest(NOW - 60));
+        send(&future);
+        send(&future);
+        send(&honest(NOW + 1));
+
+        let counts = counted(&lab.exit, total(&before) + 10);
+        let more = |name: &str| counts[name].as_u64().unwrap_or(0) - before[name].as_u64().unwrap_or(0);
+        let expected = [
+            ("mac1", 1), ("static_key", 1), ("timestamp", 1), ("settled", 1), ("valid", 2), ("replay", 4),
+            ("source_rate", 0), ("total_rate", 0), ("malformed", 0), ("unfit_key", 0), ("refused", 0), ("unseen", 0),
+        ];
+        for (name, count) in expected {
+            assert_eq!(more(name), count, "{name}: {counts}, before {before}");
+        }
+        let shown = lab.exit.run_ok(&["status"]).stdout;
+        assert!(shown.contains("1 wrong mac1") && shown.contains("4 replayed"), "{shown}");
+
+        // the one that asked waits, once, and is not in; the one that is in never noticed
+        let waiting = lab.exit.run_ok(&["peers", "pending", "--json"]).stdout;
+        assert_eq!(waiting.matches("\"public_key\"").count(), 1, "{waiting}");
+        assert!(waiting.contains(&stranger.public().to_string()), "{waiting}");
+        let members = lab.exit.run_ok(&["peers", "list", "--json"]).stdout;
+        assert!(members.contains(&member.to_string()) && !members.contains(&stranger.public().to_string()), "{members}");
+        assert!(!members.contains(&claimed.to_string()), "{members}");
+        assert_leaves_through_exit(&lab, lab.peer());
+        // denied, he is not heard, however new his timestamp
+        lab.exit.run_ok(&["peers", "deny", &stranger.public().to_string()]);
+        send(&honest(NOW + 2_000_000_000));
+        // it opens, and is refused
+        assert_eq!(counted(&lab.exit, total(&counts) + 2)["refused"], 1);
+        assert_eq!(lab.exit.run_ok(&["peers", "pending", "--json"]).stdout.matches("\"public_key\"").count(), 0);
+        peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
+
     fn strangers_without_the_exits_key() { under_flood(Forgery::WrongMac1) }
     fn strangers_with_the_connect_string() { under_flood(Forgery::RandomStatic) }
 }
