@@ -59,7 +59,7 @@ pub struct ExitPolicy<'a> {
     pub interface: &'a str,
     /// WireGuard's UDP port.
     pub port: u16,
-    /// How many handshake initiations a second WireGuard gets from sources that we have sent nothing to lately.
+    /// How many handshake initiations a second WireGuard gets, of each family, from sources that we have sent nothing to lately.
     pub initiations: u32,
     /// Our IPv4 tunnel address.
     pub v4: Option<Ipv4Addr>,

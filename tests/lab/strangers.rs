@@ -79,11 +79,13 @@ fn flood(space: &Namespace, mut packets: Vec<Vec<u8>>, to: Ipv4Addr, rate: u64, 
         while !stop.load(Ordering::Relaxed) {
             let due = start.elapsed().as_micros() as u64 * rate / 1_000_000;
             if sent.load(Ordering::Relaxed) >= due {
-                std::thread::sleep(Duration::from_micros(300));
+                std::thread::sleep(Duration::from_micros(100));
                 continue;
             }
-            let first = number as usize % (packets.len() / 64) * 64;
-            let batch = &mut packets[first..first + 64];
+            // no bursts: between two of them a bucket would have a token for whoever comes then
+            let size = (rate as usize / 3000).clamp(1, 64);
+            let first = number as usize % (packets.len() / size) * size;
+            let batch = &mut packets[first..first + size];
             for packet in batch.iter_mut() {
                 number = number.wrapping_add(1);
                 let source = 0x0a80_0000 | number.wrapping_mul(2_654_435_761) >> 9;

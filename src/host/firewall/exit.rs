@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use peervpn_platform::nft::{Hook, Kind, Match, Rule, Statement, Table};
+use peervpn_platform::types::Family;
 
 use super::*;
 
@@ -47,7 +48,7 @@ impl ExitPolicy<'_> {
                     Kind::Filter,
                     Hook::Prerouting,
                     MANGLE,
-                    [anti_spoofing(self.interface, addresses(self.v4, self.v6)), vec![self.flood()]].concat(),
+                    [anti_spoofing(self.interface, addresses(self.v4, self.v6)), self.flood()].concat(),
                 ),
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
@@ -61,17 +62,21 @@ impl ExitPolicy<'_> {
     /// A flood of forged initiations would push data out of WireGuard's socket, and each source would fill a place of the
     /// connection table until peers' new connections find none: dropped here it has none yet. Peers that are in have
     /// been sent something, so theirs pass. A newcomer needs no WireGuard to see it: the node has its own copy.
-    fn flood(&self) -> Rule {
-        let initiation = [
-            Match::L4Proto(IPPROTO_UDP),
-            Match::DestinationPort(self.port, self.port),
-            Match::UdpLength(INITIATION_UDP_LEN),
-            Match::UdpPayload(INITIATION),
-            Match::CtNew,
-            Match::DestinationLocal { not: false },
-        ];
-        let over = Statement::Over { per_second: self.initiations, burst: self.initiations };
-        commented("a flood of handshake initiations", rule(initiation, [over, Statement::Counter, Statement::Drop]))
+    fn flood(&self) -> Vec<Rule> {
+        let initiation = |family| {
+            [
+                Match::Family(family),
+                Match::L4Proto(IPPROTO_UDP),
+                Match::DestinationPort(self.port, self.port),
+                Match::UdpLength(INITIATION_UDP_LEN),
+                Match::UdpPayload(INITIATION),
+                Match::CtNew,
+                Match::DestinationLocal { not: false },
+            ]
+        };
+        let over = || Statement::Over { per_second: self.initiations, burst: self.initiations };
+        let drop = |family| rule(initiation(family), [over(), Statement::Counter, Statement::Drop]);
+        Family::BOTH.map(|family| commented("a flood of handshake initiations", drop(family))).to_vec()
     }
 
     /// From peers to this host, by whichever of its addresses.
