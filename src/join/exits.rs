@@ -1,4 +1,4 @@
-//! The exits file: what a peer remembers of the exits it joined by an invite. Pure: text in, text out.
+//! The exits file: what a peer remembers of the exits it has been connected to. Pure: text in, text out.
 //!
 //! ```json
 //! {"version":1,"exits":[{"exit":"…","asking":"…","slot":"…","settings":{…}}]}
@@ -6,8 +6,8 @@
 //!
 //! A redemption has two steps here, each written before the next is taken: `asking` (the invite's public key), then
 //! `slot` with the `settings` that the exit answered ([`super::service::Settings`]). A record with `asking` alone means
-//! that the exit may or may not have taken our key: asking again with the invite tells. The file holds preshared keys:
-//! mode 0600.
+//! that the exit may or may not have taken our key: asking again with the invite tells. `settings` alone: we came by a
+//! connect string. The file holds preshared keys: mode 0600.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -35,7 +35,7 @@ struct Exit {
     settings: Option<Settings>,
 }
 
-/// The exits we joined by an invite.
+/// The exits we know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exits {
@@ -92,7 +92,7 @@ impl Exits {
         text
     }
 
-    /// How we stand with an exit, if we joined it by an invite.
+    /// How we stand with an exit, if it has told us.
     pub fn settings(&self, exit: &PublicKey) -> Option<&Settings> {
         self.find(exit)?.settings.as_ref()
     }
@@ -112,12 +112,31 @@ impl Exits {
         match self.exits.iter_mut().find(|e| e.exit == exit) {
             Some(known) => known.asking = Some(slot),
             None => {
-                if self.exits.len() >= MAX_EXITS {
-                    self.exits.remove(0);
-                }
-                self.exits.push(Exit { exit, asking: Some(slot), slot: None, settings: None });
+                self.push(Exit { exit, asking: Some(slot), slot: None, settings: None });
             }
         }
+    }
+
+    fn push(&mut self, exit: Exit) {
+        if self.exits.len() >= MAX_EXITS {
+            // what came by an invite can't be asked for again
+            let plain = self.exits.iter().position(|e| e.slot.is_none() && e.asking.is_none());
+            self.exits.remove(plain.unwrap_or(0));
+        }
+        self.exits.push(exit);
+    }
+
+    /// What the exit says of itself and of us now; whether that is news. The preshared key stays: it is told once.
+    pub fn learn(&mut self, exit: &PublicKey, settings: Settings) -> bool {
+        let Some(known) = self.exits.iter_mut().find(|e| e.exit == *exit) else {
+            self.push(Exit { exit: *exit, asking: None, slot: None, settings: Some(settings) });
+            return true;
+        };
+        let preshared_key = known.settings.as_ref().and_then(|known| known.preshared_key.clone());
+        let settings = Some(Settings { preshared_key, ..settings });
+        let news = known.settings != settings;
+        known.settings = settings;
+        news
     }
 
     /// Second step: the exit has taken our key.
@@ -173,6 +192,18 @@ mod tests {
         exits.ask(key(2), key(9));
         exits.refused(&key(2));
         assert_eq!(exits.exits.len(), 1);
+        // what it says later: all but the preshared key, and no invite is needed to be told
+        let told = Settings { preshared_key: None, mtu: 1300, ..settings.clone() };
+        assert!(exits.learn(&key(1), told.clone()) && !exits.learn(&key(1), told.clone()));
+        let now = Settings { mtu: 1300, ..settings.clone() };
+        assert_eq!(read(&exits).joined_by(&key(1), &key(7)), Some(&now));
+        for number in 0..=MAX_EXITS as u32 {
+            let mut other = PublicKey([5; 32]);
+            other.0[..4].copy_from_slice(&number.to_be_bytes());
+            assert!(exits.learn(&other, told.clone()));
+        }
+        assert_eq!(read(&exits).exits.len(), MAX_EXITS);
+        assert_eq!(exits.settings(&key(1)), Some(&now), "the plain ones go first");
         assert!(matches!(Exits::parse(b"{\"version\":2}"), Err(ExitsError::Version(2))));
         assert!(matches!(Exits::parse(b"{\"version\":1,\"exit\":[]}"), Err(ExitsError::Json(_))));
     }

@@ -3,6 +3,8 @@
 //! Order: check, resolve, device up (WireGuard initiates by itself), wait for the first handshake, and only then firewall
 //! and routes. Until the handshake nothing of this host's traffic has moved.
 
+mod about;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Backend, Family, PeerConfig};
 use peervpn_platform::{Host as _, WireGuard, os};
 
+use self::about::About;
 use super::alarm::Alarm;
 use super::apply::Applier;
 use super::control::{self, PeerStatus, Request, Response, Status};
@@ -70,7 +73,7 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
             Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
             Started::Up(Ok(mut node)) => {
                 settle::settled(places);
-                serve(&mut node, server, signals, ground.applier, out).await
+                serve(&mut node, server, signals, places, ground.applier, out).await
             }
         }
     })?
@@ -105,6 +108,9 @@ struct Connected {
     fwmark: u32,
     /// `--mtu`: it stays when the network changes.
     mtu: Option<u32>,
+    /// The exit's own, as far as it said.
+    exit_mtu: Option<u32>,
+    about: Option<About>,
     /// The exit as the device knows it.
     peer: PeerConfig,
     changes: roam::Changes,
@@ -124,7 +130,8 @@ async fn bring_up(
     options: &ConnectOptions,
     out: &mut dyn Output,
 ) -> Result<Connected, Failure> {
-    let candidates = candidates(&mut ground.applier, &target.endpoints, out).await?;
+    let endpoints = about::endpoints(&target.endpoints, joined);
+    let candidates = candidates(&mut ground.applier, &endpoints, out).await?;
     let port = options.node.port.unwrap_or(0);
     if port != 0 {
         super::stun::gather(port, &[], Duration::ZERO).await?;
@@ -155,9 +162,11 @@ async fn bring_up(
     }
     carriers.dedup();
     let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, &exit_list, carriers.clone())?;
+    guard.exit_has_v6(joined.is_none_or(|joined| joined.ipv6));
     guard.lock_down(&mut ground.applier, out)?;
     let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
-    let mtu = options.node.mtu.unwrap_or(way.unwrap_or(mtu::MIN));
+    let way = way.unwrap_or(mtu::MIN).min(joined.map_or(u32::MAX, |joined| joined.mtu));
+    let mtu = options.node.mtu.unwrap_or(way);
     let mut config = tunnel::device(&ground.key, port, numbers.fwmark);
     let mut asked = 0;
     let preshared_key = joined.and_then(|joined| joined.preshared_key.clone());
@@ -270,6 +279,8 @@ async fn bring_up(
         wireguard,
         fwmark: numbers.fwmark,
         mtu: options.node.mtu,
+        exit_mtu: joined.map(|joined| joined.mtu),
+        about: Some(About::ask(addresses.v4, exit.v4)),
         peer: exit_peer(endpoint.unwrap_or(candidates[asked].address)),
         changes: roam::Changes::watch()?,
         firewall: roam::Changes::watch_firewall()?,
@@ -389,6 +400,7 @@ async fn serve(
     node: &mut Connected,
     mut server: control::Server,
     mut signals: StopSignals,
+    places: &Places,
     mut applier: Applier,
     out: &mut dyn Output,
 ) -> Result<(), Failure> {
@@ -428,6 +440,12 @@ async fn serve(
                 node.put_back(&mut applier, out);
                 continue;
             }
+            settings = About::answered(&mut node.about) => {
+                if let Err(failure) = node.heard_about(&settings, places, &mut applier, out) {
+                    tracing::warn!(%failure, "what the exit says cannot be followed");
+                }
+                continue;
+            }
             _ = alarm.until(node.health.due()) => {
                 node.look_at_exit(&applier, out);
                 continue;
@@ -448,6 +466,7 @@ impl Connected {
         let Some(endpoint) = self.peer.endpoint else { return };
         let way = roam::way(&mut applier.host, endpoint.ip(), self.fwmark, &self.interface);
         let mtu = way.as_ref().map(|way| mtu::inner(way.mtu, Family::of(&endpoint.ip())));
+        let mtu = mtu.map(|mtu| mtu.min(self.exit_mtu.unwrap_or(u32::MAX)));
         let (remedy, said) = self.health.moved(way, Instant::now());
         if let Some(event) = said {
             out.event(&event);

@@ -37,6 +37,8 @@ pub struct Guard {
     carriers: Vec<u32>,
     kill_switch: bool,
     lockdown: bool,
+    /// The exit says that it has no IPv6.
+    refuse_v6: bool,
     /// Servers that the user named; empty with the exit's, `None` where DNS is left alone.
     servers: Option<Vec<IpAddr>>,
     lan: Vec<Lan>,
@@ -67,6 +69,7 @@ impl Guard {
             carriers,
             kill_switch: !options.no_kill_switch,
             lockdown: options.lockdown,
+            refuse_v6: false,
             servers: match &options.dns {
                 ConnectDns::Exit => Some(Vec::new()),
                 ConnectDns::None => None,
@@ -105,8 +108,7 @@ impl Guard {
             v4: Some(self.addresses.v4),
             v6: Some(self.addresses.v6),
             fwmark: self.fwmark,
-            // the exit refuses what it has no route for; it alone knows
-            refuse_v6: false,
+            refuse_v6: self.refuse_v6,
             listening: self.listening.clone(),
             carriers: &self.carriers,
             dns: self.servers.as_ref().map(|_| OnlyDns { lan_servers: &lan_servers }),
@@ -128,6 +130,17 @@ impl Guard {
     /// Whether the kill switch is on.
     pub fn closes(&self) -> bool {
         self.kill_switch
+    }
+
+    /// What the exit says of its IPv6; whether that is news, and the table to be replaced. Until it says, the exit itself
+    /// refuses what it has no route for.
+    pub fn exit_has_v6(&mut self, has: bool) -> bool {
+        std::mem::replace(&mut self.refuse_v6, !has) == has
+    }
+
+    /// Whether this host's programs ask the exit for names.
+    pub fn asks_exit(&self) -> bool {
+        self.servers.as_ref().is_some_and(Vec::is_empty)
     }
 
     /// Says what is closed, once connected.

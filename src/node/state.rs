@@ -89,7 +89,7 @@ fn exits_path(places: &Places) -> PathBuf {
     places.state_dir.join("exits.json")
 }
 
-/// The exits we joined by an invite.
+/// The exits we have been connected to.
 pub fn exits(places: &Places) -> Result<Exits, Failure> {
     let path = exits_path(places);
     match files::read_bounded(&path, exits::MAX_FILE).map_err(unreadable)? {

@@ -117,6 +117,34 @@ lab_tests! {
         exit.stop(libc::SIGINT);
     }
 
+    /// What only the exit knows: its MTU, that it has no IPv6, that it answers no DNS, and where else it is.
+    fn a_connect_string_is_completed_by_what_the_exit_says() {
+        let lab = Lab::new(Plan::v4_only(Nat::Open), &[HOME.into()]);
+        let (mut exit, ready) = open_exit(&lab, &["--mtu", "1300", "--dns", "none"]);
+        let (mut peer, _) = join(lab.peer(), &ready, &[]);
+        let table = || lab.peer().host.output("nft", &["list", "table", "inet", "peervpn"]);
+        let refuses_v6 = || table().contains("the exit has no IPv6");
+        let link = || lab.peer().host.output("ip", &["link", "show", "peervpn0"]);
+        let exits = lab.peer().dir.join("state/exits.json");
+        eventually("the exit says that it has no IPv6", 20, refuses_v6);
+        eventually("the exit says its MTU", 20, || link().contains("mtu 1300"));
+        eventually("it is remembered", 20, || exits.exists());
+        eventually("the exit says that it answers no DNS", 20, || peer.log().contains("answers no DNS queries"));
+        assert!(lab.peer().whoami(WEB[0]).is_ok());
+        let start = Instant::now();
+        assert!(lab.peer().whoami(WEB[1]).is_err());
+        println!("IPv6 through an exit without it: refused after {:?}", start.elapsed());
+        peer.stop(libc::SIGINT);
+        // the next time it is known before the first packet, and so is where the exit is
+        let elsewhere = format!("{}@{DEAD}:9", text(&ready, "public_key"));
+        let mut peer = lab.peer().connect(&elsewhere, &[]);
+        let connected = peer.event("connected");
+        assert_eq!(text(&connected, "endpoint"), format!("{}:{}", lab.exit.public4, ready["port"]));
+        assert!(refuses_v6() && link().contains("mtu 1300"), "{}", table());
+        peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
     fn a_stock_wireguard_peer_joins_by_its_key("wg", "wireguard-go") {
         let lab = Lab::new(Nat::FullCone, &[HOME.into()]);
         let (mut exit, ready) = open_exit(&lab, &[]);
