@@ -21,6 +21,7 @@ need unshare util-linux
 need ps procps
 need strace strace
 need zbarimg zbar-tools
+need rsvg-convert librsvg2-bin
 need resolvconf openresolv
 need dnsmasq dnsmasq-base
 need dbus-daemon dbus-daemon

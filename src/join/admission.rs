@@ -27,7 +27,7 @@ const MAX_REMEMBERED: usize = 1024;
 const ANNOUNCEMENTS: Rate = Rate { period: Duration::from_secs(5), burst: 16 };
 
 /// What to do about a valid initiation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Already a peer: nothing.
     Known,
@@ -46,10 +46,10 @@ pub enum Decision {
         /// Tell the operator now.
         first: bool,
     },
-    /// Its IPv4 tunnel address is taken; [`Admission::collision`] has the words.
+    /// Its IPv4 tunnel address is taken.
     Collision {
-        /// Whose address it is, possibly the exit's own.
-        with: PublicKey,
+        /// By whom.
+        error: AdmissionError,
         /// Tell the operator now.
         first: bool,
     },
@@ -224,12 +224,12 @@ impl Admission {
             return Decision::Full;
         }
         let addresses = peer_addresses(&self.exit, &key);
-        if let Some(with) = self.holder(&key, addresses) {
+        if let Err(error) = self.collision(&key, addresses) {
             let first = !self.colliding.contains(&key, now) && self.announcements.take(ANNOUNCEMENTS, now);
             if first {
                 self.colliding.insert(key, now + PENDING_FOR);
             }
-            return Decision::Collision { with, first };
+            return Decision::Collision { error, first };
         }
         match self.accept {
             Accept::Any => Decision::Admit(addresses),
@@ -508,11 +508,11 @@ mod tests {
             let mut admission = Admission::new(accept, EXIT);
             let theirs = TunnelAddresses { v4: addresses(2).v4, ..addresses(1) };
             admission.know(key(1), theirs);
-            let collision = |first| Decision::Collision { with: key(1), first };
+            let error = admission.collision(&key(2), addresses(2)).unwrap_err();
+            let collision = |first| Decision::Collision { error: error.clone(), first };
             assert_eq!(admission.consider(key(2), source(2), now), collision(true));
             assert_eq!(admission.consider(key(2), source(2), now + SECOND), collision(false));
             assert_eq!(admission.consider(key(2), source(2), now + PENDING_FOR), collision(true));
-            let error = admission.collision(&key(2), addresses(2)).unwrap_err();
             let (second, first) = (key(2).peer_id(), key(1).peer_id());
             let address = addresses(2).v4;
             let expected = format!("peer {second} cannot join: its tunnel address {address} is that of {first}");
@@ -528,7 +528,9 @@ mod tests {
         let now = Instant::now();
         let own = TunnelAddresses { v4: addresses(2).v4, ..exit_addresses(&EXIT) };
         let mut admission = Admission::with_addresses(Accept::Any, EXIT, own);
-        assert_eq!(admission.consider(key(2), source(2), now), Decision::Collision { with: EXIT, first: true });
+        let decision = admission.consider(key(2), source(2), now);
+        let own = |error: &AdmissionError| matches!(error, AdmissionError::Collision { with, .. } if *with == EXIT);
+        assert!(matches!(decision, Decision::Collision { error, first: true } if own(&error)));
 
         let mut admission = Admission::new(Accept::Ask, EXIT);
         assert_eq!(admission.consider(key(2), source(2), now), FIRST);

@@ -24,12 +24,17 @@ use zeroize::Zeroizing;
 
 use super::address::TunnelAddresses;
 use super::connect::Endpoint;
-use crate::error::{Hint, Status};
 use crate::key::{PresharedKey, PublicKey};
 
+mod error;
 mod invites;
+mod names;
 
+pub use error::PeersError;
 pub use invites::{Invite, MAX_INVITES, Redeemed};
+pub use names::{MAX_NAME, check_name, designates};
+
+use names::digits;
 
 /// Version of the format that is written.
 pub const VERSION: u64 = 2;
@@ -39,8 +44,6 @@ const OLDEST: u64 = 1;
 pub const MAX_PEERS: usize = 20_000;
 /// Longest file in bytes: [`MAX_PEERS`] of each kind with the longest names take less.
 pub const MAX_FILE: usize = 32 << 20;
-/// Longest peer name in characters.
-pub const MAX_NAME: usize = 64;
 
 /// How a peer was let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,137 +128,6 @@ pub struct Revoked {
     pub name: Option<String>,
     /// When, in seconds since 1970.
     pub revoked_at: u64,
-}
-
-/// What is wrong with a peers file or with a change to it.
-#[derive(Debug, thiserror::Error)]
-pub enum PeersError {
-    /// More than [`MAX_FILE`].
-    #[error("the peers file has {0} bytes, at most {MAX_FILE} are possible")]
-    TooLong(usize),
-    /// Not the JSON described above.
-    #[error("the peers file cannot be read")]
-    Json(#[source] serde_json::Error),
-    /// Written by a later program.
-    #[error("the peers file has version {0}, this program knows {VERSION}")]
-    Version(u64),
-    /// More than [`MAX_PEERS`].
-    #[error("there are more than {MAX_PEERS} peers or revoked keys")]
-    Full,
-    /// More than [`MAX_INVITES`].
-    #[error("there are more than {MAX_INVITES} invites")]
-    FullOfInvites,
-    /// A record that no invite of ours has.
-    #[error("the invite {} is damaged", .0.peer_id())]
-    Invite(PublicKey),
-    /// The key is there already, known or revoked.
-    #[error("peer {} is there twice", .0.peer_id())]
-    DuplicateKey(PublicKey),
-    /// Another peer has this name.
-    #[error("another peer has the name {0:?}")]
-    DuplicateName(String),
-    /// Another peer has this tunnel address.
-    #[error("peer {} has the tunnel address {address} of another peer", peer.peer_id())]
-    DuplicateAddress {
-        /// Who would be the second one.
-        peer: PublicKey,
-        /// The address.
-        address: IpAddr,
-    },
-    /// Not an address of one host.
-    #[error("peer {} has the tunnel address {address}, which is not one host's", peer.peer_id())]
-    Address {
-        /// Whose.
-        peer: PublicKey,
-        /// The address.
-        address: IpAddr,
-    },
-    /// Not a name.
-    #[error("{name:?} is no peer name: {reason}")]
-    Name {
-        /// The name.
-        name: String,
-        /// Why not.
-        reason: &'static str,
-    },
-    /// Nobody of that ID, key or name.
-    #[error("no peer {0:?}")]
-    Unknown(String),
-    /// Two peers of that ID.
-    #[error("peer ID {0} fits more than one peer")]
-    Ambiguous(String),
-}
-
-impl Hint for PeersError {
-    fn hint(&self) -> Option<String> {
-        Some(match self {
-            PeersError::TooLong(_) | PeersError::Json(_) => {
-                "mend peers.json in the state directory, or move it away to start without peers".to_owned()
-            }
-            PeersError::Version(_) => "a newer peervpn wrote it: use that one, or move peers.json away".to_owned(),
-            PeersError::Full => "peervpn peers revoke ID makes room among the peers".to_owned(),
-            PeersError::FullOfInvites => {
-                "wait until some have expired, or take one back: peervpn peers revoke ID".to_owned()
-            }
-            PeersError::Invite(_) => "mend or delete its line in peers.json".to_owned(),
-            PeersError::DuplicateKey(_) => "peervpn peers list shows it".to_owned(),
-            PeersError::DuplicateName(_) | PeersError::Name { .. } => {
-                format!("choose another name: 1 to {MAX_NAME} printable characters")
-            }
-            PeersError::DuplicateAddress { .. } => {
-                "let the new peer connect with an invite, which carries its own address".to_owned()
-            }
-            PeersError::Address { .. } => "mend its tunnel_addresses in peers.json".to_owned(),
-            PeersError::Unknown(_) => "peervpn peers list shows IDs, names and keys".to_owned(),
-            PeersError::Ambiguous(_) => "give the whole public key".to_owned(),
-        })
-    }
-    fn status(&self) -> Status {
-        match self {
-            PeersError::Name { .. } => Status::Usage,
-            _ => Status::Failed,
-        }
-    }
-}
-
-/// Whether a person means this key: its base64 text, or its peer ID with or without the hyphens.
-pub fn designates(text: &str, key: &PublicKey) -> bool {
-    text.parse::<PublicKey>().is_ok_and(|parsed| parsed == *key)
-        || digits(text).is_some_and(|typed| key.peer_id().replace('-', "") == typed)
-}
-
-/// The digits of what has the form of a peer ID.
-fn digits(text: &str) -> Option<String> {
-    let digits: String = text.chars().filter(|character| *character != '-').collect();
-    (digits.len() == 18 && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(digits)
-}
-
-/// Refuses what could not be told apart or would spoil a terminal.
-pub fn check_name(name: &str) -> Result<(), PeersError> {
-    let wrong = |reason| Err(PeersError::Name { name: name.chars().take(MAX_NAME).collect(), reason });
-    if name.is_empty() {
-        return wrong("it is empty");
-    }
-    if name.chars().count() > MAX_NAME {
-        return wrong("it is too long");
-    }
-    if name.trim() != name {
-        return wrong("it begins or ends with white space");
-    }
-    if name.chars().any(invisible) {
-        return wrong("it has a character that doesn't print");
-    }
-    if name.parse::<PublicKey>().is_ok() || digits(name).is_some() {
-        return wrong("it looks like a key or a peer ID");
-    }
-    Ok(())
-}
-
-/// Control characters, line separators, and the format characters that hide or reorder text (Unicode category Cf).
-fn invisible(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 fn check_addresses(peer: &Peer) -> Result<(), PeersError> {

@@ -108,7 +108,7 @@ impl State {
                 }
                 Err(error) => {
                     let invite = self.peers.find_invite(id).ok_or(error)?.clone();
-                    self.peers.remove_invite(&invite.public_key);
+                    self.peers.close_slot(&invite.public_key, self.now);
                     Response::Changed(Changed::new("withdrawn", invite.public_key, invite.name))
                 }
             },

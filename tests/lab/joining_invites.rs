@@ -202,6 +202,13 @@ lab_tests! {
         lab.exit.run_ok(&["peers", "revoke", "nobody"]);
         let said = refused(site, &withdrawn);
         assert!(said.contains("no handshake") && said.contains("the invite was taken back"), "{said}");
+        // after a restart its holder is no newcomer to be asked about
+        exit.stop(libc::SIGINT);
+        let mut exit = lab.exit.exit(&["--accept", "ask"]);
+        exit.event("ready");
+        refused(site, &withdrawn);
+        let pending = lab.exit.run_ok(&["peers", "pending", "--json"]).stdout;
+        assert_eq!(pending.matches("public_key").count(), 0, "{pending}");
         // on the exit itself
         exit.stop(libc::SIGINT);
         let said = refused(&lab.exit, &line);

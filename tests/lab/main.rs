@@ -6,6 +6,7 @@
 //! side. `PEERVPN_BIN` names another binary, `PEERVPN_LAB_RESULTS` another directory for the results.
 
 mod count;
+mod dialogue;
 mod dns;
 mod forge;
 mod grid;

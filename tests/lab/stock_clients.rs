@@ -61,6 +61,31 @@ fn decoded(picture: &Path) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
+/// An SVG as our program writes it, as a picture (portable graymap): each `MX YhWvHh-Wz` of its last path is a dark
+/// rectangle, four dots a unit.
+fn rastered(svg: &str) -> Vec<u8> {
+    const DOT: usize = 4;
+    let attribute = |name: &str| {
+        let start = svg.rfind(&format!(" {name}=\"")).expect("it has one") + name.len() + 3;
+        &svg[start..start + svg[start..].find('"').expect("it ends")]
+    };
+    let side: usize = attribute("viewBox").split(' ').nth(2).and_then(|n| n.parse().ok()).expect("a square");
+    let side = side * DOT;
+    let mut pixels = vec![255u8; side * side];
+    for dark in attribute("d").split('z').filter(|part| !part.is_empty()) {
+        let numbers: Vec<usize> =
+            dark.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect();
+        let [x, y, width, height, back] = numbers[..] else { panic!("another shape: {dark}") };
+        assert_eq!(width, back, "{dark}");
+        for row in y * DOT..(y + height) * DOT {
+            pixels[row * side + x * DOT..][..width * DOT].fill(0);
+        }
+    }
+    let mut picture = format!("P5\n{side} {side}\n255\n").into_bytes();
+    picture.extend(pixels);
+    picture
+}
+
 /// A terminal's screen as a picture (portable graymap): each character two dots high.
 fn photographed(screen: &str, light_blocks: bool) -> Vec<u8> {
     const DOT: usize = 4;
@@ -134,7 +159,7 @@ lab_tests! {
         exit.stop(libc::SIGINT);
     }
 
-    /// PNG and terminal, coloured and plain, decoded to the very file.
+    /// PNG, SVG and terminal, coloured and plain, decoded to the very file.
     fn qr_codes_are_read_by_another_program("zbarimg") {
         let lab = Lab::without_stun(Nat::Open, &[]);
         let mut exit = lab.exit.exit(&["--accept", "none", "--no-stun"]);
@@ -147,6 +172,22 @@ lab_tests! {
         assert_eq!(decoded(&dir.join("code.png")).trim_end(), file.trim_end());
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path("code.png")).expect("a file").permissions());
         assert_eq!(mode & 0o777, 0o600);
+
+        let svg = format!("--qr={}", path("code.svg"));
+        lab.exit.run_ok(&["invite", "--wg-quick", &path("pv1.conf"), &svg]);
+        let file = std::fs::read_to_string(path("pv1.conf")).expect("the file");
+        let drawing = std::fs::read_to_string(path("code.svg")).expect("the drawing");
+        std::fs::write(dir.join("svg.pgm"), rastered(&drawing)).expect("write a picture");
+        assert_eq!(decoded(&dir.join("svg.pgm")).trim_end(), file.trim_end());
+        // the same by a program for SVG, where there is one
+        let render = std::process::Command::new("rsvg-convert").args(["-o", &path("svg.png"), &path("code.svg")]).status();
+        match render {
+            Ok(status) => {
+                assert!(status.success());
+                assert_eq!(decoded(&dir.join("svg.png")).trim_end(), file.trim_end());
+            }
+            Err(_) => println!("SKIP: rsvg-convert (librsvg2-bin), for the drawing; rastered by this test alone"),
+        }
 
         for (colour, light_blocks) in [("always", false), ("never", true)] {
             let file = path(&format!("{colour}.conf"));

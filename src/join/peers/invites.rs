@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_PEERS, Peer, PeerStore, PeersError, check_name};
+use super::{MAX_PEERS, Peer, PeerStore, PeersError, Revoked, check_name};
 use crate::join::address;
 use crate::key::{PresharedKey, PublicKey};
 
@@ -129,9 +129,14 @@ impl PeerStore {
         Ok(())
     }
 
-    /// Takes an invite back.
-    pub fn remove_invite(&mut self, slot: &PublicKey) -> Option<Invite> {
-        self.invites.remove(slot)
+    /// Takes a slot back, an invite or a stock app's, and refuses its key from now on, as far as there is room to
+    /// remember it: whoever holds it may knock for years. `now` in seconds since 1970.
+    pub fn close_slot(&mut self, key: &PublicKey, now: u64) -> (Option<Invite>, Option<Peer>) {
+        let slot = (self.invites.remove(key), self.peers.remove(key));
+        if slot != (None, None) && self.revoked.len() < MAX_PEERS {
+            self.revoked.insert(*key, Revoked { public_key: *key, name: None, revoked_at: now });
+        }
+        slot
     }
 
     /// Makes `peer` a peer by this invite, in one step: the caller writes the file before it tells anyone. The peer's
@@ -217,6 +222,20 @@ mod tests {
         assert!(store.confirm(&key(20)) && !store.confirm(&key(20)));
         assert!(store.invite(&key(9)).unwrap().is_over(300) && !store.invite(&key(9)).unwrap().is_over(199));
         assert_eq!(PeerStore::parse(store.to_json().as_bytes()).unwrap(), store);
+    }
+
+    #[test]
+    fn a_slot_that_was_taken_back_is_refused_from_then_on() {
+        let mut store = PeerStore::default();
+        store.add_invite(invite(9, Some("Ann"))).unwrap();
+        store.add(peer(20)).unwrap();
+        let before = store.clone();
+        assert_eq!(store.close_slot(&key(30), 300), (None, None));
+        assert_eq!(store, before, "no slot of ours");
+        assert_eq!(store.close_slot(&key(9), 300).0, Some(invite(9, Some("Ann"))));
+        assert_eq!(store.close_slot(&key(20), 300).1, Some(peer(20)));
+        let store = PeerStore::parse(store.to_json().as_bytes()).unwrap();
+        assert!(store.is_revoked(&key(9)) && store.is_revoked(&key(20)) && store.find_revoked("Ann").is_none());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Exit;
 use super::call::Call;
-use crate::error::Failure;
+use crate::error::{Failure, Hint as _};
 use crate::join::address::TunnelAddresses;
 use crate::join::admission::{Decision, Pending};
 use crate::join::connect::Endpoint;
@@ -137,21 +137,21 @@ impl Exit<'_> {
                 }
             }
             Decision::AskOperator { first: true } => {
-                let endpoint = source.to_string();
-                out.event(&Event::Pending { peer_id: key.peer_id(), public_key: key, endpoint });
-                if let Some(questions) = &mut self.questions {
+                let asked = self.questions.as_mut().is_some_and(|questions| {
                     questions.newcomers.push_back(key);
-                    if questions.newcomers.len() == 1 {
-                        ask(&key, source, out);
-                    }
+                    questions.newcomers.len() == 1
+                });
+                if asked {
+                    ask(&key, source, out);
+                } else {
+                    let endpoint = source.to_string();
+                    out.event(&Event::Pending { peer_id: key.peer_id(), public_key: key, endpoint });
                 }
                 self.save_waiting(now);
             }
-            Decision::Collision { with, first: true } => out.event(&Event::Warning(format!(
-                "{} could not be let in: its tunnel address is that of {}. A new key for it makes a new address",
-                key.peer_id(),
-                with.peer_id()
-            ))),
+            Decision::Collision { error, first: true } => {
+                out.event(&Event::Warning(format!("{error}; {}", error.hint().unwrap_or_default())));
+            }
             Decision::Known => {
                 self.keepalives.heard(key, now);
                 if self.checker.is_flooded() {

@@ -278,13 +278,13 @@ impl Exit<'_> {
         self.plan_tending();
     }
 
-    /// Takes a slot off the device and out of the store. Its key is not asked about until the next start.
+    /// Takes a slot off the device and out of the store. Nobody is asked about its key again.
     pub(super) fn forget_slot(&mut self, key: &PublicKey, applier: &mut Applier) {
         let interface = applier.interface().to_owned();
         if let Err(error) = self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(key)])) {
             tracing::warn!(%error, "an expired slot stays on the device");
         }
-        let gone = match (self.store.remove_invite(key), self.store.remove(key)) {
+        let gone = match self.store.close_slot(key, state::now()) {
             (Some(invite), _) => vec![route_to_door(&interface, &invite)],
             (None, Some(peer)) => routes(&interface, &peer.tunnel_addresses, applier.ipv6),
             (None, None) => Vec::new(),
