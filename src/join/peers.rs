@@ -378,6 +378,7 @@ fn write_records<'a, T: Serialize + 'a>(text: &mut String, records: impl Iterato
 mod tests {
     use super::*;
     use crate::error::Failure;
+    use crate::error::{Hint as _, Status};
     use crate::join::address::peer_addresses;
 
     fn key(number: u32) -> PublicKey {

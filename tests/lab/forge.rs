@@ -12,7 +12,7 @@ pub const LENGTH: usize = 148;
 const TAI64_EPOCH: u64 = 1 << 62;
 
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
-    parts.iter().fold(Blake2s256::new(), |hash, part| Digest::chain_update(hash, part)).finalize().into()
+    parts.iter().fold(Blake2s256::new(), Digest::chain_update).finalize().into()
 }
 
 /// HMAC with BLAKE2s, RFC 2104; its block has 64 bytes.

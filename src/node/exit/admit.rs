@@ -137,12 +137,12 @@ impl Exit<'_> {
                 }
             }
             Decision::AskOperator { first: true } => {
-                let asked = self.questions.as_mut().is_some_and(|questions| {
+                if let Some(questions) = &mut self.questions {
+                    // one question at a time; who comes meanwhile is asked about next
                     questions.newcomers.push_back(key);
-                    questions.newcomers.len() == 1
-                });
-                if asked {
-                    ask(&key, source, out);
+                    if questions.newcomers.len() == 1 {
+                        ask(&key, source, out);
+                    }
                 } else {
                     let endpoint = source.to_string();
                     out.event(&Event::Pending { peer_id: key.peer_id(), public_key: key, endpoint });
