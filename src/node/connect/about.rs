@@ -91,7 +91,7 @@ impl Connected {
             }
         }
         if self.guard.exit_has_v6(settings.ipv6) {
-            applier.make(self.guard.change())?;
+            applier.make(self.guard.change()?)?;
             applier.verify()?;
             if !settings.ipv6 {
                 out.event(&Event::Step("the exit has no IPv6: connections by IPv6 are refused at once".to_owned()));
