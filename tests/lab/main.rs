@@ -5,6 +5,7 @@
 //! it. Needs root and the packages of `tests/install-deps.sh`. Each test makes its own namespaces, so they run side by
 //! side. `PEERVPN_BIN` names another binary, `PEERVPN_LAB_RESULTS` another directory for the results.
 
+mod costs;
 mod count;
 mod dialogue;
 mod dns;
