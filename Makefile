@@ -86,6 +86,18 @@ build: tools ## debug build
 release: tools ## release build
 	$(CARGO) build --locked --release
 
+.PHONY: cross
+cross: tools ## compile for macOS, Windows and ARM; run the latter two under Wine and qemu
+	tests/cross/check all
+	tests/cross/run
+
+TARGETS ?=
+
+.PHONY: dist
+dist: tools ## bundles with licences and checksums, into target/dist (TARGETS="x86_64-pc-windows-gnu …")
+	.ci/dist $(TARGETS)
+	for deb in $(or $(CARGO_TARGET_DIR),target)/dist/*.deb; do [ ! -e "$$deb" ] || tests/cross/deb "$$deb" || exit; done
+
 .PHONY: install
 install: release ## install into PREFIX (default /usr/local), with units for systemd
 	$(if $(DESTDIR),,$(SUDO)) install -D -m 0755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/peervpn'

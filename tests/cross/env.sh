@@ -1,0 +1,57 @@
+# For the scripts beside it: Debian's second toolchain, which builds any target's standard library from source, and what
+# each target needs beside it. Sourced in the repository's root.
+
+target_dir=${CARGO_TARGET_DIR:-$PWD/target}/cross
+mkdir -p "$target_dir"
+
+skip() { # what is missing; a test that can't run says so and is no failure
+    echo "SKIP: $*"
+    exit 0
+}
+
+need() { # program, then the apt packages that bring it
+    command -v "$1" >/dev/null && return
+    shift
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || skip "apt-get install $*"
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$@"; } >&2 ||
+        skip "apt-get install $*"
+}
+
+c_compiler() { # for what has C in it (ring), and the linker
+    case $1 in
+    x86_64-pc-windows-gnu) need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64 ;;
+    aarch64-unknown-linux-gnu)
+        need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+        export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+        export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+        ;;
+    aarch64-apple-darwin)
+        local venv=$target_dir/zig
+        [ -x "$venv/bin/python" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q ziglang; } ||
+            skip "pip install ziglang"
+        # cc-rs talks to Apple's clang: leave out what zig does not take
+        cat >"$target_dir/zig-cc" <<END
+#!/usr/bin/env bash
+args=()
+while [ \$# != 0 ]; do
+    case \$1 in
+    -arch) shift ;;
+    -mmacosx-version-min=* | -gfull | --target=*) ;;
+    *) args+=("\$1") ;;
+    esac
+    shift
+done
+exec "$venv/bin/python" -m ziglang cc -target aarch64-macos "\${args[@]}"
+END
+        chmod +x "$target_dir/zig-cc"
+        export CC_aarch64_apple_darwin=$target_dir/zig-cc
+        ;;
+    esac
+}
+
+# Debian's cargo with Debian's compiler, not the one that rustup put first
+debian_rust() {
+    need /usr/bin/cargo-clippy rustc-web cargo-web rust-web-src rust-web-clippy
+    export RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc CARGO=/usr/bin/cargo
+    export PATH=/usr/bin:/usr/sbin:/bin:/sbin CARGO_TARGET_DIR=$target_dir
+}
