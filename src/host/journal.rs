@@ -43,6 +43,15 @@ pub enum Record {
         /// Number.
         n: u32,
     },
+    /// Everything up to here is undone but this.
+    Undone {
+        /// What is left to undo.
+        but: Vec<Undo>,
+    },
+    /// Our firewall rules are, or are not, a kill switch from here on.
+    Closes(bool),
+    /// What names stood for when they were looked up. Replaces the record before.
+    Names(Vec<(String, std::net::IpAddr)>),
 }
 
 /// What a journal says.
@@ -54,6 +63,10 @@ pub struct Journal {
     pub mode: Option<String>,
     /// Undos in the order their changes were made.
     pub undos: Vec<Undo>,
+    /// Our firewall rules are a kill switch.
+    pub closes: bool,
+    /// Names and what they stood for.
+    pub names: Vec<(String, std::net::IpAddr)>,
     /// The last line was torn (ignored).
     pub torn: bool,
     /// Number of the first line that does not read, counted from 1, if any before the last.
@@ -78,6 +91,9 @@ pub fn decode(bytes: &[u8]) -> Journal {
             }
             Some(Record::Undo { undo, .. }) => journal.undos.push(undo),
             Some(Record::Done { .. }) => {}
+            Some(Record::Undone { but }) => journal.undos = but,
+            Some(Record::Closes(closes)) => journal.closes = closes,
+            Some(Record::Names(names)) => journal.names = names,
             None if lines.peek().is_none() => journal.torn = true,
             None => {
                 journal.damaged_at.get_or_insert(number + 1);
@@ -136,6 +152,20 @@ mod tests {
         assert_eq!(journal.undos, [link("one"), link("two")]);
         assert_eq!((journal.boot.as_deref(), journal.mode.as_deref()), (Some("b"), Some("exit")));
         assert!(!journal.torn && journal.damaged_at.is_none());
+    }
+
+    #[test]
+    fn what_is_undone_is_not_undone_again() {
+        let names = vec![("exit.test".to_owned(), "192.0.2.1".parse().unwrap())];
+        let more = [
+            encode(&Record::Names(names.clone())),
+            encode(&Record::Undone { but: vec![link("two")] }),
+            encode(&Record::Undo { n: 1, undo: link("three") }),
+        ];
+        let bytes = [sample(), more.to_vec()].concat().concat();
+        let journal = decode(&bytes);
+        assert_eq!((journal.undos, journal.names), (vec![link("two"), link("three")], names));
+        assert_eq!(journal.damaged_at, None);
     }
 
     #[test]

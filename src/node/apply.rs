@@ -2,25 +2,23 @@
 //! One journal an interface, `STATE_DIR/journal/INTERFACE.journal`, locked for as long as its node lives: an unlocked
 //! one that is not empty is an orphan, left by a node that was killed.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use peervpn_platform::files;
 use peervpn_platform::nft::foreign::{Place, Position};
 use peervpn_platform::os::{self, SystemHost};
 use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route, Rule};
-use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
+use peervpn_platform::{Error, Host as _};
 
 use super::event::{Event, Output};
-use super::{portmap, recover};
+use super::recover;
+use super::undo::{self, Dead, Leftovers, Names};
 use crate::config::Places;
 use crate::error::{Failure, Hint as _, Status, chain};
-use crate::host::change::{Change, Undo, sysctl_writes};
-use crate::host::journal::{self, Journal, Record};
-use crate::host::{dns, firewall, foreign};
-
-/// How long a userspace device gets to end by itself before it is killed.
-const DEVICE_GRACE: Duration = Duration::from_secs(2);
+use crate::host::change::{Change, Undo};
+use crate::host::journal::{self, Record};
+use crate::host::{dns, foreign};
 
 /// The host under one node: what was changed so far, and how it is put back.
 pub struct Applier {
@@ -37,22 +35,12 @@ pub struct Applier {
     own_routes: Vec<Route>,
     /// Our interface's packets are to pass other programs' firewalls.
     passes: bool,
-}
-
-/// What an undo left behind: empty when everything was put back.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Leftovers(pub Vec<String>);
-
-impl Leftovers {
-    /// Everything was put back.
-    pub fn none(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// `restored`, or what is left.
-    pub fn describe(&self) -> String {
-        if self.none() { "restored".to_owned() } else { format!("not fully restored: {}", self.0.join("; ")) }
-    }
+    /// A node that was killed had closed this host: only who stops us, or recovers, opens it.
+    closed: bool,
+    /// Our firewall rules are a kill switch: as it is, and as the journal has it.
+    closing: (bool, bool),
+    /// Names as they were looked up, for a node that comes after us and finds DNS closed.
+    names: Names,
 }
 
 /// Where the journal of an interface is.
@@ -88,25 +76,40 @@ impl Applier {
                 .host("unchanged"));
             }
         };
+        let mut dead = Dead::default();
         if !log.is_empty().map_err(unwritable)? {
+            dead = undo::dead(&mut host, &mut log, interface)?;
+            if dead.closed && mode == "exit" {
+                return Err(Failure::new(
+                    format!("a connection on {interface} was killed, and its kill switch is still on"),
+                    "sudo peervpn recover lifts it; then start the exit again",
+                )
+                .host("unchanged"));
+            }
+            let but = if dead.closed { "; its kill switch stays" } else { "" };
             out.event(&Event::Step(format!(
-                "the last node on {interface} did not stop by itself: putting the host back"
+                "the last node on {interface} did not stop by itself: putting the host back{but}"
             )));
-            let left = recover::orphan(&mut host, &path, &mut log, out)?;
+            let left = match dead.closed {
+                true => undo::but_firewall(&mut host, &mut log, interface),
+                false => recover::orphan(&mut host, &path, &mut log, out)?,
+            };
             if !left.none() {
                 return Err(not_restored(&left));
             }
-            log.remove().map_err(|error| unwritable(error).host("restored"))?;
-            log = match files::Log::open(&path).map_err(unwritable)? {
-                files::LogOpen::Locked(log) => log,
-                files::LogOpen::Busy(_) => {
-                    return Err(Failure::new(
-                        format!("another node has just started on {interface}"),
-                        "peervpn status shows it",
-                    )
-                    .host("restored"));
-                }
-            };
+            if !dead.closed {
+                log.remove().map_err(|error| unwritable(error).host("restored"))?;
+                log = match files::Log::open(&path).map_err(unwritable)? {
+                    files::LogOpen::Locked(log) => log,
+                    files::LogOpen::Busy(_) => {
+                        return Err(Failure::new(
+                            format!("another node has just started on {interface}"),
+                            "peervpn status shows it",
+                        )
+                        .host("restored"));
+                    }
+                };
+            }
         }
         let ipv6 = host.ipv6()?;
         Ok(Applier {
@@ -115,10 +118,13 @@ impl Applier {
             log,
             interface: interface.to_owned(),
             mode,
-            undos: Vec::new(),
+            undos: dead.closed.then(|| undo::firewall(interface)).into_iter().collect(),
             made: Vec::new(),
             own_routes: Vec::new(),
             passes: false,
+            closed: dead.closed,
+            closing: (dead.closed, dead.closed),
+            names: dead.names,
         })
     }
 
@@ -130,6 +136,31 @@ impl Applier {
     /// Interface name.
     pub fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// The host was closed by a node that was killed, and still is, or by us in its place.
+    pub fn closed(&self) -> bool {
+        self.closed
+    }
+
+    /// What a name stood for when this node, or the one before it that was killed, looked it up.
+    pub fn remembered(&self, name: &str) -> Vec<IpAddr> {
+        self.names.iter().filter(|(known, _)| known == name).map(|(_, address)| *address).collect()
+    }
+
+    /// Keeps in the journal what a name stands for.
+    pub fn remember(&mut self, name: &str, addresses: &[IpAddr]) -> Result<(), Failure> {
+        let new = addresses.iter().map(|address| (name.to_owned(), *address));
+        let kept = self.names.iter().filter(|(known, _)| known != name).cloned();
+        self.names = kept.chain(new).collect();
+        // with nothing in the journal yet it goes there with the first change
+        let record = (!self.undos.is_empty()).then(|| Record::Names(self.names.clone()));
+        self.write(record)
+    }
+
+    /// Whether the firewall rules that are made next are a kill switch.
+    pub fn will_close(&mut self, close: bool) {
+        self.closing.0 = close;
     }
 
     /// Makes a change. On failure nothing is undone yet: the caller ends with [`Applier::undo_all`].
@@ -289,7 +320,7 @@ impl Applier {
 
     /// Puts everything back, newest first, past failures, and removes the journal if all went well.
     pub fn undo_all(mut self) -> Leftovers {
-        let left = undo_each(&mut self.host, &self.undos, Some(&mut self.log));
+        let left = undo::each(&mut self.host, &self.undos, Some(&mut self.log));
         if left.none()
             && let Err(error) = self.log.remove()
         {
@@ -298,18 +329,23 @@ impl Applier {
         left
     }
 
-    /// Puts everything back and says so in the failure that made it necessary.
-    pub fn undo_after(self, failure: Failure) -> Failure {
+    /// Puts everything back and says so in the failure that made it necessary. A host that was closed when we came stays
+    /// closed.
+    pub fn undo_after(mut self, failure: Failure) -> Failure {
+        if self.closed {
+            let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface);
+            let still = "its kill switch is on, as a node that was killed left it; sudo peervpn recover lifts it";
+            return match left.none() {
+                true => failure.host(format!("restored, but {still}")),
+                false => unrestored(failure.host(format!("{}; {still}", left.describe()))),
+            };
+        }
         let untouched = self.undos.is_empty();
         let left = self.undo_all();
         if left.none() {
             failure.host(if untouched { "unchanged" } else { "restored" })
         } else {
-            Failure {
-                status: Status::NotRestored,
-                hint: Some("peervpn recover tries again".to_owned()),
-                ..failure.host(left.describe())
-            }
+            unrestored(failure.host(left.describe()))
         }
     }
 
@@ -356,12 +392,18 @@ impl Applier {
         if first == 0 {
             records.push(Record::Open {
                 version: journal::VERSION,
-                boot: boot_id(&mut self.host),
+                boot: undo::boot_id(&mut self.host),
                 mode: self.mode.to_owned(),
                 interface: self.interface.clone(),
             });
+            records.extend((!self.names.is_empty()).then(|| Record::Names(self.names.clone())));
         }
         records.extend((first..).zip(&undos).map(|(n, undo)| Record::Undo { n, undo: undo.clone() }));
+        let (closing, known) = self.closing;
+        if closing != known {
+            records.push(Record::Closes(closing));
+            self.closing.1 = closing;
+        }
         // if this fails, what they would take back is not done
         self.write(records)?;
         self.undos.extend(undos);
@@ -375,64 +417,6 @@ impl Applier {
         }
         self.log.append(&bytes).map_err(unwritable)
     }
-}
-
-/// Undoes an orphaned journal, as far as it can be read. Also returns what it said.
-pub fn undo_journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journal) {
-    let bytes = match log.contents() {
-        Ok(bytes) => bytes,
-        Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
-    };
-    let journal = journal::decode(&bytes);
-    // where the first line is lost, the boot is unknown: an undo checks what it finds
-    let rebooted = journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host));
-    let undos: Vec<Undo> = journal.undos.iter().filter(|u| !rebooted || u.survives_reboot()).cloned().collect();
-    (undo_each(host, &undos, Some(log)), journal)
-}
-
-/// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
-/// case that no journal tells. Kernel settings carry no mark.
-pub fn sweep(host: &mut SystemHost) -> Leftovers {
-    let mut left = Leftovers::default();
-    let mut undos = Vec::new();
-    match (host.links(), host.routes(), host.rules()) {
-        (Ok(links), Ok(routes), Ok(rules)) => {
-            for link in links.into_iter().filter(|l| l.alias.as_deref() == Some(OUR_ALIAS)) {
-                if let Some(id) = os::process::uapi_owner(&link.name) {
-                    undos.push(Undo::Process { id, interface: link.name.clone() });
-                }
-                undos.push(Undo::Firewall { name: firewall::table_name(&link.name) });
-                undos.push(Undo::Link { name: link.name });
-            }
-            undos.push(Undo::Firewall { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
-            undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
-            undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
-            match host.seen_chains() {
-                Ok(chains) => undos.extend(
-                    foreign::marked(&chains).into_iter().map(|(place, comment)| Undo::ForeignAccept { place, comment }),
-                ),
-                Err(error) => left.0.push(chain(&error)),
-            }
-        }
-        (links, routes, rules) => {
-            let errors = [links.err(), routes.err(), rules.err()];
-            left.0.extend(errors.into_iter().flatten().map(|e| chain(&e)));
-        }
-    }
-    left.0.extend(undo_each(host, &undos, None).0);
-    left
-}
-
-/// `log` is the journal that the undos are in; there is none for a sweep.
-fn undo_each(host: &mut SystemHost, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
-    let mut left = Leftovers::default();
-    for undo in undos.iter().rev() {
-        tracing::debug!(op = %undo, "host undo");
-        if let Err(error) = do_undo(host, undo, log.as_deref_mut()) {
-            left.0.push(format!("{undo} ({})", chain(&error)));
-        }
-    }
-    left
 }
 
 /// Whether a route is among these; the kernel fills in what it was not told.
@@ -465,88 +449,6 @@ fn do_change(host: &mut SystemHost, change: &Change) -> Result<(), Error> {
     }
 }
 
-fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
-    match undo {
-        Undo::Sysctl { key, was, set, beside } => {
-            let mut now = std::collections::BTreeMap::new();
-            for key in std::iter::once(key).chain(beside.iter().map(|(key, _)| key)) {
-                if let Some(value) = host.sysctl(key)? {
-                    now.insert(key.clone(), value);
-                }
-            }
-            let values = sysctl_writes(key, was, set, beside, |key| now.get(key).cloned());
-            if let (Some(log), true) = (log, values.len() > 1) {
-                let rest = Record::Undo { n: u32::MAX, undo: Undo::Settings { values: values.clone() } };
-                if let Err(error) = log.append(&journal::encode(&rest)) {
-                    // a full or read-only disk must not keep us from putting the host back
-                    tracing::warn!(%error, "this undo must not be interrupted");
-                }
-            }
-            put_settings(host, &values)
-        }
-        Undo::Settings { values } => put_settings(host, values),
-        Undo::Link { name } => match host.link(name)? {
-            // a kill between creating and marking leaves it without alias; any other alias is someone else's link
-            Some(link)
-                if link.alias.as_deref() == Some(OUR_ALIAS)
-                    || (link.alias.is_none() && link.kind.as_deref() == Some("wireguard")) =>
-            {
-                host.delete_link(name)
-            }
-            _ => Ok(()),
-        },
-        Undo::Process { id, interface } => {
-            os::process::terminate(id, DEVICE_GRACE)?;
-            os::process::remove_uapi_socket(interface)?;
-            // a TUN link dies with its process; wait until it has
-            for _ in 0..50 {
-                match host.link(interface)? {
-                    Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    _ => break,
-                }
-            }
-            Ok(())
-        }
-        Undo::Firewall { name } => host.delete_firewall(name),
-        Undo::Route(route) => host.delete_route(route),
-        Undo::Rule(rule) => host.delete_rule(rule),
-        Undo::ForeignAccept { place, comment } => host.delete_commented(place, comment),
-        Undo::PortMapping(mapping) => {
-            // a gateway that is gone is none of the host's state, and must not keep anybody from recovering
-            if let Err(unconfirmed) = portmap::remove::remove(mapping) {
-                tracing::warn!("the port mapping was not deleted: {unconfirmed}");
-            }
-            Ok(())
-        }
-        Undo::File { path, was, set, in_place } => {
-            if dns::still_ours(&os::dns::file::state(path)?, set) {
-                return os::dns::file::put(path, was, *in_place);
-            }
-            tracing::info!(path = %path.display(), "someone else has changed it since: left as it is");
-            Ok(())
-        }
-        Undo::ResolvedLink { interface } => match host.link(interface)? {
-            Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => os::dns::resolved::revert(link.index),
-            _ => Ok(()),
-        },
-        Undo::SystemDns { interface } => host.unset_dns(interface),
-        Undo::Resolvconf { resolvconf, record } => os::dns::resolvconf::remove(resolvconf, record),
-    }
-}
-
-/// Writes settings; those of links that are gone went with them.
-fn put_settings(host: &mut SystemHost, values: &[(String, String)]) -> Result<(), Error> {
-    for (key, value) in values {
-        match host.set_sysctl(key, value) {
-            Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => {}
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
 /// Brings up what lives on our link: WireGuard's settings, addresses, MTU. Goes with the link.
 pub fn bring_up(
     host: &mut SystemHost,
@@ -561,11 +463,6 @@ pub fn bring_up(
         host.add_address(interface, *address)?;
     }
     host.bring_up(interface, mtu)
-}
-
-/// The boot we are in; a journal of an earlier one describes kernel state that is gone.
-fn boot_id(host: &mut SystemHost) -> String {
-    host.boot_id().unwrap_or_default()
 }
 
 /// The state directory can't be used.
@@ -586,4 +483,8 @@ pub fn not_restored(left: &Leftovers) -> Failure {
         hint: Some("peervpn recover tries again; a reboot clears it".to_owned()),
         status: Status::NotRestored,
     }
+}
+
+fn unrestored(failure: Failure) -> Failure {
+    Failure { status: Status::NotRestored, hint: Some("peervpn recover tries again".to_owned()), ..failure }
 }

@@ -335,8 +335,20 @@ pub(super) async fn candidates(
             Host::Name(name) => {
                 out.event(&Event::Step(format!("looking up {name}")));
                 match tokio::net::lookup_host((name.as_str(), endpoint.port)).await {
-                    Ok(found) => addresses.extend(found),
-                    Err(error) => unresolved = Some((name.clone(), error)),
+                    Ok(found) => {
+                        let found: Vec<SocketAddr> = found.collect();
+                        let ips: Vec<IpAddr> = found.iter().map(SocketAddr::ip).collect();
+                        applier.remember(name, &ips)?;
+                        addresses.extend(found);
+                    }
+                    Err(error) => {
+                        // a kill switch that a dead node left holds DNS back
+                        let known = applier.remembered(name);
+                        if known.is_empty() {
+                            unresolved = Some((name.clone(), error));
+                        }
+                        addresses.extend(known.into_iter().map(|ip| SocketAddr::new(ip, endpoint.port)));
+                    }
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The running node, exit or connect: one event loop on one thread that joins the pure modules to the operating system.
 //!
 //! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
-//! - [`apply`]: host changes through the journal; [`recover`]: putting back what a killed node left.
+//! - [`apply`]: host changes through the journal; [`undo`]: taking them back; [`recover`]: what a killed node left.
 //! - [`portmap`]: port mapping on the gateway.
 //! - [`steer`]: what sends a connected node's traffic into the tunnel; [`guard`]: what holds it there; [`carrier`]:
 //!   other tunnels around ours.
@@ -36,6 +36,7 @@ mod settle;
 pub mod state;
 mod steer;
 pub mod stun;
+mod undo;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -47,9 +48,10 @@ use peervpn_platform::os::{self, process};
 use peervpn_platform::types::{Backend, DeviceConfig};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 
-use apply::{Applier, Leftovers};
+use apply::Applier;
 use control::{Request, Response};
 use event::{Event, Output};
+use undo::Leftovers;
 
 use crate::config::{BackendChoice, NodeOptions, Places};
 use crate::error::{Failure, Status};

@@ -5,8 +5,9 @@ use std::path::Path;
 use peervpn_platform::files;
 use peervpn_platform::os::{self, SystemHost};
 
-use super::apply::{self, Leftovers};
+use super::apply;
 use super::event::{Event, Output};
+use super::undo::{self, Leftovers};
 use crate::config::Places;
 use crate::error::Failure;
 
@@ -55,7 +56,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
     if done.interfaces.is_empty() && done.running.is_empty() && only.is_none() {
         done.running = others();
         if done.running.is_empty() {
-            done.left.extend(apply::sweep(&mut host).0);
+            done.left.extend(undo::sweep(&mut host).0);
         }
     }
     if done.left.is_empty() { Ok(done) } else { Err(apply::not_restored(&Leftovers(done.left))) }
@@ -69,7 +70,7 @@ pub(super) fn orphan(
     log: &mut files::Log,
     out: &mut dyn Output,
 ) -> Result<Leftovers, Failure> {
-    let (mut left, journal) = apply::undo_journal(host, log);
+    let (mut left, journal) = undo::journal(host, log);
     let Some(line) = journal.damaged_at else { return Ok(left) };
     let kept = path.with_extension("damaged");
     let copied = files::write_atomic(&kept, &log.contents().unwrap_or_default(), 0o600);
@@ -77,7 +78,7 @@ pub(super) fn orphan(
     let others = others();
     let did = match others.as_slice() {
         [] => {
-            left.0.extend(apply::sweep(host).0);
+            left.0.extend(undo::sweep(host).0);
             "undid the rest and whatever carries our marks"
         }
         others => {

@@ -48,6 +48,13 @@ pub(super) async fn join(
         invite.check_time(state::now()).map_err(unchanged)?;
     }
     let (mut ground, mut server) = Ground::prepare(&options.node, places, "connect", out)?;
+    if ground.applier.closed() {
+        let failure = Failure::new(
+            "a connection was killed, and its kill switch is still on: the exit of a new invite can't be reached",
+            "sudo peervpn recover lifts it; then use the invite again",
+        );
+        return Err(fail(ground.applier, server, failure));
+    }
     if ground.key.public() == invite.exit {
         return Err(fail(ground.applier, server, InviteError::OwnExit.into()));
     }

@@ -76,6 +76,7 @@ impl Steering {
 
     /// Firewall, settings, routes, rules: from here on this host's traffic goes through the exit. The caller reads it back.
     pub fn take_over(&self, endpoint: IpAddr, applier: &mut Applier, guard: &Guard) -> Result<(), Failure> {
+        applier.will_close(guard.closes());
         match os::SYSTEM {
             System::Linux => self.by_rules(applier, guard)?,
             system => self.in_one_table(system, endpoint, applier, guard)?,

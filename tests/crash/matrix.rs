@@ -80,9 +80,32 @@ fn every_point_of_recover(mode: Mode) {
     println!("crash matrix, {mode:?}: {kills} kills of recover, host as before each time");
 }
 
+/// Kills a node at every point that takes over from one that was killed: the kill switch is there all the time.
+fn every_point_of_a_takeover() {
+    let mut victim = Victim::new(Mode::Connect);
+    let mut kills = 0;
+    for call in CALLS {
+        for n in (1..).step_by(step() as usize) {
+            victim.killed();
+            if victim.run_through(&killer(call, n)) == End::Survived {
+                victim.assert_restored(&format!("after a takeover without a kill ({call} {n})"));
+                break;
+            }
+            kills += 1;
+            // fails where there is none
+            victim.site().host.output("nft", &["list", "chain", "inet", "peervpn", "blocked"]);
+            assert_eq!(victim.recover(&[]), End::Survived);
+            victim.assert_restored(&format!("takeover killed at {call} {n}"));
+        }
+    }
+    assert!(kills > 20, "only {kills} kills");
+    println!("crash matrix, takeover: {kills} kills, closed each time, host as before after recover");
+}
+
 lab_tests! {
     fn exit_killed_at_every_step("strace") { every_point(Mode::Exit) }
     fn connect_killed_at_every_step("strace") { every_point(Mode::Connect) }
+    fn takeover_from_a_dead_connect_killed_at_every_step("strace") { every_point_of_a_takeover() }
     fn recover_of_an_exit_killed_at_every_step("strace") { every_point_of_recover(Mode::Exit) }
     fn recover_of_a_connect_killed_at_every_step("strace") { every_point_of_recover(Mode::Connect) }
 }

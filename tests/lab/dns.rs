@@ -47,6 +47,7 @@ impl Resolver {
             .args(["--user=root", "--pid-file=", "--log-queries"])
             .arg(format!("--listen-address={address}"))
             .arg(format!("--address=/test/{answer}"))
+            .arg("--address=/exit.example/203.0.113.20")
             .arg(format!("--log-facility={}", log.display()))
             .stdin(Stdio::null());
         let process = Helper(command.spawn().expect("start dnsmasq"));
@@ -228,6 +229,23 @@ lab_tests! {
             assert_eq!(scene.look_up("none.test"), LANS);
             peer.stop(libc::SIGINT);
         }
+    }
+
+    /// The kill switch of a node that was killed holds DNS back: the next one remembers what the exit's name stood for.
+    fn an_exit_by_name_is_found_behind_a_dead_nodes_kill_switch("dnsmasq") {
+        let scene = Scene::new();
+        let key = scene.connect.split_once('@').expect("a connect string").0;
+        let by_name = format!("{key}@exit.example:51820");
+        for round in 0..3 {
+            let mut peer = scene.peer().connect(&by_name, &[]);
+            peer.event("connected");
+            assert_eq!(scene.look_up(&format!("round{round}.test")), EXITS);
+            peer.kill();
+            scene.peer().host.ip("link del peervpn0\n");
+            assert_eq!(scene.look_up(&format!("killed{round}.test")), "nothing");
+        }
+        scene.peer().run_ok(&["recover"]);
+        assert_eq!(scene.look_up("recovered.test"), LANS);
     }
 
     /// A DHCP client writes the file while we are connected: what it wrote is what comes back.

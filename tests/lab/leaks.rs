@@ -184,6 +184,54 @@ lab_tests! {
         scene.exit.stop(libc::SIGINT);
     }
 
+    /// A node that was killed left its kill switch: whoever takes over, and fails, and takes over, opens nothing.
+    fn nothing_leaks_when_a_node_takes_over_from_a_dead_one() {
+        let mut scene = Scene::new(true);
+        let mut peer = scene.connect(&[]);
+        scene.begin();
+        peer.kill();
+        let mut peer = scene.connect(&[]);
+        scene.tight("connected anew");
+        // as a service manager does: the device is killed, too
+        peer.kill();
+        scene.peer().host.ip("link del peervpn0\n");
+        scene.tight("node and device killed");
+        let mut peer = scene.connect(&["--lockdown"]);
+        assert_leaves_through_exit(&scene.lab, scene.peer());
+        scene.tight("connected anew, lockdown");
+        peer.kill();
+        scene.peer().host.ip("link del peervpn0\n");
+        let target = text(&scene.ready, "connect").split_once('@').map(|(key, _)| format!("{key}@{DEAD}:51820"));
+        let target = target.expect("a connect string");
+        for round in 1..=3 {
+            let mut silent = scene.peer().connect(&target, &["--timeout", "1"]);
+            assert_eq!(silent.wait(), Some(1), "{}", silent.log());
+            assert!(silent.log().contains("host: restored, but its kill switch is on"), "{}", silent.log());
+            scene.tight(&format!("no exit, attempt {round}"));
+        }
+        let mut killed = scene.peer().connect(&target, &[]);
+        std::thread::sleep(Duration::from_millis(700));
+        killed.kill();
+        scene.tight("killed while it asked");
+        let refused = scene.peer().run(&["exit", "--no-stun"]);
+        assert!(refused.code == Some(1) && refused.stderr.contains("peervpn recover lifts it"), "{}", refused.all());
+        scene.tight("an exit was refused");
+        let mut peer = scene.connect(&[]);
+        assert_leaves_through_exit(&scene.lab, scene.peer());
+        scene.tight("connected at last");
+        scene.sum();
+        // who stops it means it
+        peer.stop(libc::SIGTERM);
+        assert_leaves_directly(scene.peer());
+        let mut peer = scene.connect(&[]);
+        peer.kill();
+        let mut silent = scene.peer().connect(&target, &[]);
+        std::thread::sleep(Duration::from_millis(700));
+        silent.stop(libc::SIGINT);
+        assert_leaves_directly(scene.peer());
+        scene.exit.stop(libc::SIGINT);
+    }
+
     /// The control run: what the kill switch holds back is there.
     fn without_the_kill_switch_it_shows() {
         let scene = Scene::new(true);

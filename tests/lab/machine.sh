@@ -23,9 +23,10 @@ prepare() { # what an installed system has, and only its units that matter here
   : > "$root/etc/fstab"
   echo 'nameserver 192.0.2.53' > "$root/etc/resolv.conf"
   local unit
-  # kernel settings of all namespaces, devices, consoles, other programs that configure networks
+  # kernel settings of all namespaces, devices, consoles, clean-up of /tmp, other programs that configure networks
   for unit in systemd-sysctl.service systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \
     systemd-udevd-kernel.socket systemd-modules-load.service kmod-static-nodes.service systemd-random-seed.service \
+    systemd-tmpfiles-setup.service systemd-tmpfiles-clean.timer \
     systemd-remount-fs.service systemd-logind.service systemd-networkd.service systemd-resolved.service \
     systemd-timesyncd.service networking.service ssh.service getty.target console-getty.service \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount; do
@@ -40,6 +41,7 @@ mount -t proc proc $root/proc
 mount -t sysfs sysfs $root/sys
 mount -t cgroup2 cgroup2 $root/sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs $root/run
+mount -t tmpfs -o mode=1777 tmpfs $root/tmp
 mount -t tmpfs -o mode=755 tmpfs $root/dev
 mkdir $root/dev/pts $root/dev/shm $root/dev/net
 while read -r name major minor; do mknod -m 666 $root/dev/\$name c \$major \$minor; done <<LIST

@@ -1,0 +1,224 @@
+//! Takes changes to the host back, from the journal, or where there is none by our marks.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use peervpn_platform::files;
+use peervpn_platform::os::{self, SystemHost};
+use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
+
+use super::apply::unwritable;
+use super::portmap;
+use crate::error::{Failure, chain};
+use crate::host::change::{Undo, sysctl_writes};
+use crate::host::journal::{self, Journal, Record};
+use crate::host::{dns, firewall, foreign};
+
+/// How long a userspace device gets to end by itself before it is killed.
+const DEVICE_GRACE: Duration = Duration::from_secs(2);
+
+/// Names and what they stood for.
+pub type Names = Vec<(String, IpAddr)>;
+
+/// What an undo left behind: empty when everything was put back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leftovers(pub Vec<String>);
+
+impl Leftovers {
+    /// Everything was put back.
+    pub fn none(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `restored`, or what is left.
+    pub fn describe(&self) -> String {
+        if self.none() { "restored".to_owned() } else { format!("not fully restored: {}", self.0.join("; ")) }
+    }
+}
+
+/// What the journal of a node that was killed means to the next one.
+#[derive(Debug, Default)]
+pub struct Dead {
+    /// It was connected, and its kill switch is still on.
+    pub closed: bool,
+    /// What the names that it looked up stood for.
+    pub names: Names,
+}
+
+/// Reads the journal of a node that was killed.
+pub fn dead(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Result<Dead, Failure> {
+    let journal = journal::decode(&log.contents().map_err(unwritable)?);
+    let closed = journal.closes
+        && journal.damaged_at.is_none()
+        // the rules themselves do not outlive a reboot
+        && journal.boot == Some(boot_id(host))
+        && journal.undos.contains(&firewall(interface));
+    Ok(Dead { closed, names: journal.names })
+}
+
+/// The undo of the firewall rules of the node on that interface.
+pub fn firewall(interface: &str) -> Undo {
+    Undo::Firewall { name: firewall::table_name(interface) }
+}
+
+/// Undoes a journal but for the firewall rules, whose undo is then all that is left in it.
+pub fn but_firewall(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Leftovers {
+    let undos = match log.contents() {
+        Ok(bytes) => journal::decode(&bytes).undos,
+        Err(error) => return Leftovers(vec![chain(&error)]),
+    };
+    let firewall = firewall(interface);
+    let others: Vec<Undo> = undos.into_iter().filter(|undo| *undo != firewall).collect();
+    let mut left = each(host, &others, Some(log));
+    if left.none()
+        && let Err(error) = log.append(&journal::encode(&Record::Undone { but: vec![firewall] }))
+    {
+        left.0.push(chain(&error));
+    }
+    left
+}
+
+/// Undoes an orphaned journal, as far as it can be read. Also returns what it said.
+pub fn journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journal) {
+    let bytes = match log.contents() {
+        Ok(bytes) => bytes,
+        Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
+    };
+    let journal = journal::decode(&bytes);
+    // where the first line is lost, the boot is unknown: an undo checks what it finds
+    let rebooted = journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host));
+    let undos: Vec<Undo> = journal.undos.iter().filter(|u| !rebooted || u.survives_reboot()).cloned().collect();
+    (each(host, &undos, Some(log)), journal)
+}
+
+/// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
+/// case that no journal tells. Kernel settings carry no mark.
+pub fn sweep(host: &mut SystemHost) -> Leftovers {
+    let mut left = Leftovers::default();
+    let mut undos = Vec::new();
+    match (host.links(), host.routes(), host.rules()) {
+        (Ok(links), Ok(routes), Ok(rules)) => {
+            for link in links.into_iter().filter(|l| l.alias.as_deref() == Some(OUR_ALIAS)) {
+                if let Some(id) = os::process::uapi_owner(&link.name) {
+                    undos.push(Undo::Process { id, interface: link.name.clone() });
+                }
+                undos.push(Undo::Firewall { name: firewall::table_name(&link.name) });
+                undos.push(Undo::Link { name: link.name });
+            }
+            undos.push(Undo::Firewall { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
+            undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
+            undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
+            match host.seen_chains() {
+                Ok(chains) => undos.extend(
+                    foreign::marked(&chains).into_iter().map(|(place, comment)| Undo::ForeignAccept { place, comment }),
+                ),
+                Err(error) => left.0.push(chain(&error)),
+            }
+        }
+        (links, routes, rules) => {
+            let errors = [links.err(), routes.err(), rules.err()];
+            left.0.extend(errors.into_iter().flatten().map(|e| chain(&e)));
+        }
+    }
+    left.0.extend(each(host, &undos, None).0);
+    left
+}
+
+/// `log` is the journal that the undos are in; there is none for a sweep.
+pub fn each(host: &mut SystemHost, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
+    let mut left = Leftovers::default();
+    for undo in undos.iter().rev() {
+        tracing::debug!(op = %undo, "host undo");
+        if let Err(error) = do_undo(host, undo, log.as_deref_mut()) {
+            left.0.push(format!("{undo} ({})", chain(&error)));
+        }
+    }
+    left
+}
+
+fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
+    match undo {
+        Undo::Sysctl { key, was, set, beside } => {
+            let mut now = std::collections::BTreeMap::new();
+            for key in std::iter::once(key).chain(beside.iter().map(|(key, _)| key)) {
+                if let Some(value) = host.sysctl(key)? {
+                    now.insert(key.clone(), value);
+                }
+            }
+            let values = sysctl_writes(key, was, set, beside, |key| now.get(key).cloned());
+            if let (Some(log), true) = (log, values.len() > 1) {
+                let rest = Record::Undo { n: u32::MAX, undo: Undo::Settings { values: values.clone() } };
+                if let Err(error) = log.append(&journal::encode(&rest)) {
+                    // a full or read-only disk must not keep us from putting the host back
+                    tracing::warn!(%error, "this undo must not be interrupted");
+                }
+            }
+            put_settings(host, &values)
+        }
+        Undo::Settings { values } => put_settings(host, values),
+        Undo::Link { name } => match host.link(name)? {
+            // a kill between creating and marking leaves it without alias; any other alias is someone else's link
+            Some(link)
+                if link.alias.as_deref() == Some(OUR_ALIAS)
+                    || (link.alias.is_none() && link.kind.as_deref() == Some("wireguard")) =>
+            {
+                host.delete_link(name)
+            }
+            _ => Ok(()),
+        },
+        Undo::Process { id, interface } => {
+            os::process::terminate(id, DEVICE_GRACE)?;
+            os::process::remove_uapi_socket(interface)?;
+            // a TUN link dies with its process; wait until it has
+            for _ in 0..50 {
+                match host.link(interface)? {
+                    Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
+            Ok(())
+        }
+        Undo::Firewall { name } => host.delete_firewall(name),
+        Undo::Route(route) => host.delete_route(route),
+        Undo::Rule(rule) => host.delete_rule(rule),
+        Undo::ForeignAccept { place, comment } => host.delete_commented(place, comment),
+        Undo::PortMapping(mapping) => {
+            // a gateway that is gone is none of the host's state, and must not keep anybody from recovering
+            if let Err(unconfirmed) = portmap::remove::remove(mapping) {
+                tracing::warn!("the port mapping was not deleted: {unconfirmed}");
+            }
+            Ok(())
+        }
+        Undo::File { path, was, set, in_place } => {
+            if dns::still_ours(&os::dns::file::state(path)?, set) {
+                return os::dns::file::put(path, was, *in_place);
+            }
+            tracing::info!(path = %path.display(), "someone else has changed it since: left as it is");
+            Ok(())
+        }
+        Undo::ResolvedLink { interface } => match host.link(interface)? {
+            Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => os::dns::resolved::revert(link.index),
+            _ => Ok(()),
+        },
+        Undo::SystemDns { interface } => host.unset_dns(interface),
+        Undo::Resolvconf { resolvconf, record } => os::dns::resolvconf::remove(resolvconf, record),
+    }
+}
+
+/// Writes settings; those of links that are gone went with them.
+fn put_settings(host: &mut SystemHost, values: &[(String, String)]) -> Result<(), Error> {
+    for (key, value) in values {
+        match host.set_sysctl(key, value) {
+            Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// The boot we are in; a journal of an earlier one describes kernel state that is gone.
+pub fn boot_id(host: &mut SystemHost) -> String {
+    host.boot_id().unwrap_or_default()
+}
