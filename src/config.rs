@@ -202,9 +202,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// These settings, with `lower` where they say nothing. `stun-server` here overrules `no-stun` there.
+    /// These settings, with `lower` where they say nothing. `stun-server` here overrules `no-stun` there, and
+    /// `no-kill-switch` here `lockdown` there.
     pub fn over(self, lower: Settings) -> Settings {
         let no_stun = self.no_stun.or(if self.stun_server.is_some() { Some(false) } else { lower.no_stun });
+        let lockdown = self.lockdown.or(if self.no_kill_switch == Some(true) { Some(false) } else { lower.lockdown });
         Settings {
             interface: self.interface.or(lower.interface),
             port: self.port.or(lower.port),
@@ -226,7 +228,7 @@ impl Settings {
             no_lan: self.no_lan.or(lower.no_lan),
             dns: self.dns.or(lower.dns),
             no_kill_switch: self.no_kill_switch.or(lower.no_kill_switch),
-            lockdown: self.lockdown.or(lower.lockdown),
+            lockdown,
         }
     }
 
@@ -301,6 +303,16 @@ mod tests {
         let connect = Settings::default().connect("t".into(), &["s:1"]);
         assert_eq!((connect.timeout, connect.retry), (DEFAULT_TIMEOUT, 1));
         assert_eq!(connect.node.stun_servers, ["s:1"]);
+    }
+
+    #[test]
+    fn the_kill_switch_is_as_the_flags_say() {
+        let open = || Settings { no_kill_switch: Some(true), ..Settings::default() };
+        let lockdown = || Settings { lockdown: Some(true), ..Settings::default() };
+        for (flags, file, expected) in [(open(), lockdown(), (true, false)), (lockdown(), open(), (false, true))] {
+            let options = flags.over(file).connect("t".into(), &[]);
+            assert_eq!((options.no_kill_switch, options.lockdown), expected);
+        }
     }
 
     #[test]
