@@ -73,6 +73,8 @@ pub struct ExitPolicy<'a> {
     pub services: Vec<(u8, u16)>,
     /// Where DNS queries to our tunnel addresses are sent on to: the first of each family counts.
     pub dns: Vec<IpAddr>,
+    /// This host's LAN: public addresses can be one, too, and mostly are in IPv6.
+    pub lan: &'a [Lan],
 }
 
 /// Policy of a node that sends its traffic through an exit.

@@ -23,7 +23,8 @@ pub fn exit(
         changes.push(set(format!("net/ipv4/conf/{link}/forwarding"), "1"));
     }
     let others: Vec<&String> = links.iter().filter(|link| *link != tunnel).collect();
-    for link in &others {
+    // `default` is for links that come later: they are to forward, too, as soon as `all` does
+    for link in std::iter::once("default").chain(others.iter().map(|link| link.as_str())) {
         let listens = now(&format!("net/ipv6/conf/{link}/accept_ra")).as_deref() == Some("1");
         let forwards = now(&format!("net/ipv6/conf/{link}/forwarding")).as_deref() == Some("1");
         if listens && !forwards {
@@ -58,6 +59,7 @@ mod tests {
     fn an_exit_forwards_by_tunnel_and_uplink_and_keeps_router_advertisements() {
         let links = ["lo", "eth0", "docker0", "peervpn0"].map(str::to_owned);
         let now = |key: &str| match key {
+            "net/ipv6/conf/default/accept_ra" => Some("1".to_owned()),
             "net/ipv6/conf/eth0/accept_ra" | "net/ipv6/conf/docker0/accept_ra" => Some("1".to_owned()),
             "net/ipv6/conf/docker0/forwarding" => Some("1".to_owned()),
             _ => Some("0".to_owned()),
@@ -68,6 +70,7 @@ mod tests {
             [
                 "set net.ipv4.conf.peervpn0.forwarding to 1",
                 "set net.ipv4.conf.eth0.forwarding to 1",
+                "set net.ipv6.conf.default.accept_ra to 2",
                 "set net.ipv6.conf.eth0.accept_ra to 2",
                 "set net.ipv6.conf.all.forwarding to 1",
             ]

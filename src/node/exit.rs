@@ -10,15 +10,16 @@ mod invites;
 mod keepalive;
 mod manage;
 mod mapped;
+mod traffic;
 mod watch_mapping;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use peervpn_platform::os::packet::InitiationTap;
 use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Family, RouteLookup};
-use peervpn_platform::{Host as _, WireGuard, os};
+use peervpn_platform::{Host as _, WireGuard};
 
 use super::apply::Applier;
 use super::control::{self, Initiations, PeerStatus, Request, Response, Status};
@@ -31,12 +32,11 @@ use super::{
 };
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
-use crate::host::firewall::{ExitPolicy, Policy};
-use crate::host::{Change, Unsupported, sysctls};
-use crate::join::address::{TunnelAddresses, exit_addresses};
+use crate::host::lan::Lan;
+use crate::join::address::exit_addresses;
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
-use crate::join::initiation::{Checker, FLOOD};
+use crate::join::initiation::Checker;
 use crate::join::peers::{Peer, PeerStore};
 use crate::key::PrivateKey;
 use crate::tunnel::{self, mtu};
@@ -44,14 +44,16 @@ use crate::tunnel::{self, mtu};
 /// WireGuard's customary port, and how many after it are tried when the user named none.
 pub(super) const FIRST_PORT: u16 = 51820;
 const PORTS_TRIED: u16 = 10;
-/// IP protocol number of TCP; RFC 9293.
-const TCP: u8 = 6;
 
 /// Runs `exit` to its end.
 pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
     block_on(async {
         let mut signals = StopSignals::install()?;
         let (mut ground, mut server) = Ground::prepare(&options.node, places, "exit", out)?;
+        let _peers = match state::own_peers(places) {
+            Ok(lock) => lock,
+            Err(failure) => return Err(fail(ground.applier, server, failure)),
+        };
         let up = bring_up(&mut ground, options, places, out);
         match start(up, &mut server, &mut signals).await {
             Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
@@ -98,6 +100,8 @@ struct Exit<'a> {
     monitor: Option<Monitor>,
     /// How packets to the internet leave.
     uplinks: Vec<(Family, RouteLookup)>,
+    /// This host's LAN.
+    lan: Vec<Lan>,
     changes: roam::Changes,
     firewall: roam::Changes,
     /// Newcomers about to be installed, and when they came.
@@ -152,14 +156,18 @@ async fn bring_up<'a>(
         .create_device(&config, &addresses.to_vec(), mtu)
         .map_err(|failure| if failure.message.contains("in use") { port_in_use(port) } else { failure })?;
 
-    let links: Vec<String> = ground.applier.host.links()?.into_iter().map(|link| link.name).collect();
-    let mut uplink_names: Vec<String> = uplinks.iter().map(|(_, way)| way.interface.clone()).collect();
-    uplink_names.dedup();
     let resolver = dns::Resolver::new(&options.dns, out);
-    // the firewall stands before the first packet can be forwarded
-    let mut changes = vec![firewall(&interface, port, addresses, options, resolver.servers())?];
-    let host = &mut ground.applier.host;
-    changes.extend(sysctls::exit(&interface, &uplink_names, &links, |key| host.sysctl(key).ok().flatten()));
+    let lan = traffic::lan(&mut ground.applier)?;
+    let traffic = traffic::Traffic {
+        interface: &interface,
+        port,
+        addresses,
+        options,
+        dns: resolver.servers(),
+        uplinks: &uplinks,
+        lan: &lan,
+    };
+    let changes = traffic.changes(&mut ground.applier.host)?;
     ground.applier.make_all(changes)?;
     for place in ground.applier.pass_firewalls()? {
         out.event(&Event::Step(place));
@@ -227,6 +235,7 @@ async fn bring_up<'a>(
         mtu,
         ipv6: ipv6 && uplinks.iter().any(|(family, _)| *family == Family::V6),
         uplinks,
+        lan,
         changes: roam::Changes::watch()?,
         firewall: roam::Changes::watch_firewall()?,
         mapping,
@@ -254,28 +263,6 @@ async fn bring_up<'a>(
     };
     exit.ask_again(out);
     Ok((exit, tap))
-}
-
-/// The exit's table.
-fn firewall(
-    interface: &str,
-    port: u16,
-    addresses: TunnelAddresses,
-    options: &ExitOptions,
-    dns: &[IpAddr],
-) -> Result<Change, Unsupported> {
-    let policy = ExitPolicy {
-        interface,
-        port,
-        initiations: FLOOD,
-        v4: Some(addresses.v4),
-        v6: Some(addresses.v6),
-        allow_lan: options.allow_lan,
-        allow_peers: options.allow_peers,
-        services: vec![(TCP, crate::join::service::PORT)],
-        dns: dns.to_vec(),
-    };
-    Ok(Change::Firewall(Policy::Exit(policy).firewall(os::SYSTEM)?))
 }
 
 /// Binds our port, asks the STUN servers from it, and lets it go for WireGuard.
@@ -354,14 +341,14 @@ impl Exit<'_> {
                 () = call::due(&self.calls) => self.call(applier),
                 () = keepalive::due(&self.keepalives) => self.tend_keepalives(Instant::now(), applier),
                 () = self.resolver.changed() => {
-                    let addresses = exit_addresses(&self.key.public());
-                    let dns = self.resolver.servers();
-                    let rules = firewall(applier.interface(), self.port, addresses, self.options, dns);
-                    if let Err(failure) = rules.map_err(Failure::from).and_then(|rules| applier.make(rules)) {
+                    if let Err(failure) = self.direct_traffic(applier) {
                         tracing::warn!(%failure, "peers' DNS goes on to the old servers");
                     }
                 }
-                line = admit::next_answer(&mut self.questions) => self.terminal_answer(&line, applier, out),
+                line = admit::next_answer(&mut self.questions) => match line {
+                    Some(line) => self.terminal_answer(&line, applier, out),
+                    None => self.questions = None,
+                },
             }
         }
     }

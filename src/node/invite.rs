@@ -181,19 +181,18 @@ fn no_room() -> Failure {
 
 /// `peervpn invite` while no node runs. The endpoints have to be told, nobody measures them.
 pub fn offline(places: &Places, wanted: &Wanted, endpoints: &[String], mtu: Option<u32>) -> Result<Made, Failure> {
-    super::offline::locked(places, None, || {
-        let exit = state::key_or_new(places)?.public();
-        let mut store = state::peers(places)?;
-        let terms = Terms {
-            exit,
-            endpoints: endpoints.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
-            dns: exit_addresses(&exit).to_vec(),
-            mtu: mtu.unwrap_or_else(|| mtu::inner(mtu::ETHERNET, Family::V6)),
-        };
-        let (made, _) = make(&mut store, &terms, wanted, state::now())?;
-        state::save_peers(places, &store)?;
-        Ok(made)
-    })
+    let _peers = state::own_peers(places)?;
+    let exit = state::key_or_new(places)?.public();
+    let mut store = state::peers(places)?;
+    let terms = Terms {
+        exit,
+        endpoints: endpoints.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+        dns: exit_addresses(&exit).to_vec(),
+        mtu: mtu.unwrap_or_else(|| mtu::inner(mtu::ETHERNET, Family::V6)),
+    };
+    let (made, _) = make(&mut store, &terms, wanted, state::now())?;
+    state::save_peers(places, &store)?;
+    Ok(made)
 }
 
 /// Writes a file that only its owner reads, whole or not at all.

@@ -3,11 +3,11 @@
 
 use std::net::SocketAddr;
 
-use peervpn_platform::{files, os};
+use peervpn_platform::os;
 
 use super::control::{self, Changed, PeerStatus, PendingPeer, Request, Response};
-use super::{apply, state};
-use crate::config::{DEFAULT_INTERFACE, Places};
+use super::state;
+use crate::config::Places;
 use crate::error::Failure;
 use crate::join::address::peer_addresses;
 use crate::join::admission::{DENIED_FOR, PENDING_FOR};
@@ -30,29 +30,8 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
     }
     // written anew from what is read under the lock
     drop(state);
-    locked(places, interface, || State::read(places)?.change(places, request))
-}
-
-/// Does something to the state directory while nobody can start a node on it.
-pub fn locked<T>(
-    places: &Places,
-    interface: Option<&str>,
-    work: impl FnOnce() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let path = apply::journal_path(places, interface.unwrap_or(DEFAULT_INTERFACE));
-    files::private_dir(&apply::journal_dir(places)).map_err(apply::unwritable)?;
-    let log = match files::Log::open(&path).map_err(apply::unwritable)? {
-        files::LogOpen::Locked(log) => log,
-        files::LogOpen::Busy(_) => {
-            return Err(Failure::new("a node is just starting or stopping here", "try again in a moment"));
-        }
-    };
-    let answer = work();
-    // an orphan's journal must stay
-    if log.is_empty().unwrap_or(false) {
-        log.remove().map_err(apply::unwritable)?;
-    }
-    answer
+    let _peers = state::own_peers(places)?;
+    State::read(places)?.change(places, request)
 }
 
 struct State {

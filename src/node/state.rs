@@ -70,6 +70,23 @@ pub fn save_peers(places: &Places, store: &PeerStore) -> Result<(), Failure> {
     files::write_atomic(&peers_path(places), store.to_json().as_bytes(), 0o600).map_err(unwritable)
 }
 
+/// Takes the peers file, for as long as the lock is kept: a second exit, or a command while one runs, would write over
+/// what the first one knows. A revocation could be lost that way.
+pub fn own_peers(places: &Places) -> Result<files::Log, Failure> {
+    files::private_dir(&places.state_dir).map_err(unwritable)?;
+    match files::Log::open(&places.state_dir.join("exit.lock")).map_err(unwritable)? {
+        files::LogOpen::Locked(lock) => Ok(lock),
+        files::LogOpen::Busy(pid) => {
+            let holder = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
+            Err(Failure::new(
+                format!("another exit{holder} keeps its key and peers in {}", places.state_dir.display()),
+                "peervpn status shows it; give each exit a directory of its own with --state-dir DIR",
+            )
+            .host("unchanged"))
+        }
+    }
+}
+
 fn waiting_path(places: &Places) -> PathBuf {
     places.state_dir.join("waiting.json")
 }

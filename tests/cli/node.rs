@@ -45,6 +45,8 @@ fn a_node_is_asked_and_stopped() {
     }
     assert_eq!(status["peers"], serde_json::json!([]));
     golden("node-second", &place, &run(&["exit", "--port", "51821", "--no-stun"]));
+    let second = ["exit", "--interface", "wg9", "--port", "51821", "--no-stun"];
+    golden("node-second-exit", &place, &run(&second));
     golden("node-peers-list", &place, &run(&["peers", "list"]));
     golden("node-peers-pending", &place, &run(&["peers", "pending"]));
     golden("node-peers-accept-unknown", &place, &run(&["peers", "accept", "000000-000000-000000"]));
@@ -145,4 +147,30 @@ fn recover_leaves_the_nodes_of_other_state_directories_alone() {
     assert_eq!(before, namespace.snapshot(), "the host is not as before");
     nothing_left(&place);
     nothing_left(&other);
+}
+
+/// `peervpn exit &` in a shell: a terminal is there, and another program reads from it. Asking on it would stop the node.
+#[test]
+fn a_node_in_the_background_of_a_terminal_goes_on() {
+    use std::os::fd::FromRawFd as _;
+    let Some(namespace) = Namespace::with_default_route("background") else { return };
+    let place = Place::new("background").with_key();
+    let (mut ours, mut theirs) = (0, 0);
+    let none = std::ptr::null_mut::<libc::c_char>();
+    // SAFETY: openpty(3) writes two descriptors, which are ours from then on.
+    let (_ours, theirs) = unsafe {
+        assert_eq!(libc::openpty(&mut ours, &mut theirs, none, none.cast(), none.cast()), 0);
+        (std::fs::File::from_raw_fd(ours), std::fs::File::from_raw_fd(theirs))
+    };
+    // a shell with job control stays in the foreground of the terminal
+    let job = "mkdir -p /run/wireguard && mount -t tmpfs none /run/wireguard; \"$0\" exit --no-stun & wait";
+    let mut command = namespace.command("setsid", &["-c", "-w", "sh", "-mc", job, PEERVPN]);
+    place.environment(&mut command);
+    command.stdin(theirs.try_clone().unwrap()).stdout(Stdio::piped()).stderr(theirs);
+    let mut child = command.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::with_capacity(1 << 16, child.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("is ready"), "{said}");
+    golden("node-background-down", &place, &finish(&mut namespace.peervpn(&place, &["down"])));
+    child.wait().unwrap();
 }

@@ -1,7 +1,7 @@
 //! What a peer may not reach: the exit's LAN, the exit's services, other peers. Each with its counter-proof, so that a
 //! lab in which nothing can be reached does not pass.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,9 +14,11 @@ fn reachable(lab: &Lab, address: IpAddr) -> bool {
     lab.peer().host.run(|| knock(address, Duration::from_millis(1500))).is_ok()
 }
 
-/// The exit's LAN gateway, its own LAN address, its tunnel addresses.
+/// The exit's LAN gateway (in IPv6 by its public address, as at every home), its own LAN address, its tunnel addresses.
 fn inner_addresses(lab: &Lab, ready: &Value) -> Vec<IpAddr> {
     let mut all = vec![IpAddr::from(lab.exit.lan_router()), lab.exit.host4.into()];
+    let gateway = |host: Ipv6Addr| IpAddr::from(Ipv6Addr::from_bits(host.to_bits() & !0xf | 1));
+    all.extend(lab.exit.host6.map(gateway));
     all.extend(lab.exit.host6.map(IpAddr::V6));
     all.extend(texts(ready, "tunnel_addresses").iter().map(|a| a.parse::<IpAddr>().expect("an address")));
     all
@@ -25,10 +27,9 @@ fn inner_addresses(lab: &Lab, ready: &Value) -> Vec<IpAddr> {
 /// Web servers on everything at the exit's site that a peer might try.
 fn services(lab: &Lab) -> [Web; 2] {
     let router = lab.exit.router.as_ref().expect("behind a router");
-    let any: [IpAddr; 1] = [Ipv4Addr::UNSPECIFIED.into()];
-    // :: alone takes v4 too, on Linux
-    let both: [IpAddr; 1] = [std::net::Ipv6Addr::UNSPECIFIED.into()];
-    [Web::start(router, any), Web::start(&lab.exit.host, both)]
+    // it takes v4 too, on Linux
+    let both = || [IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+    [Web::start(router, both()), Web::start(&lab.exit.host, both())]
 }
 
 lab_tests! {
@@ -50,9 +51,17 @@ lab_tests! {
     fn with_allow_lan_they_can() {
         let lab = Lab::new(Nat::FullCone, &[Nat::Open.into()]);
         let _services = services(&lab);
+        // a part of it is behind a link that is no uplink
+        let router = lab.exit.router.as_ref().expect("behind a router");
+        router.ip(&format!(
+            "link add name lan1 type veth peer name eth1 netns {}\naddr add 172.22.0.1/24 dev lan1\nlink set lan1 up\n",
+            lab.exit.host.name
+        ));
+        lab.exit.host.ip("addr add 172.22.0.2/24 dev eth1\nlink set eth1 up\n");
         let (mut exit, ready) = open_exit(&lab, &["--allow-lan"]);
         let (mut peer, _) = join(lab.peer(), &ready, &[]);
-        for address in inner_addresses(&lab, &ready) {
+        let behind = IpAddr::from(Ipv4Addr::new(172, 22, 0, 1));
+        for address in inner_addresses(&lab, &ready).into_iter().chain([behind]) {
             assert!(reachable(&lab, address), "a peer did not reach {address} at the exit's site");
         }
         peer.stop(libc::SIGINT);

@@ -24,6 +24,7 @@ pub fn exit() -> ExitPolicy<'static> {
         allow_peers: false,
         services: Vec::new(),
         dns: Vec::new(),
+        lan: &[],
     }
 }
 
@@ -61,8 +62,11 @@ fn golden() -> Vec<(&'static str, Table)> {
         ConnectPolicy { kill_switch: Some(KillSwitch { lan: None, ..closed }), carriers: &[0xca6c], ..connect() };
     let split = KillSwitch { allowed: &one, exclude: &other, ..closed };
     let split = ConnectPolicy { kill_switch: Some(split), dns: Some(OnlyDns { lan_servers: &resolver }), ..connect() };
-    let dns =
-        ExitPolicy { dns: vec![resolver[0], "192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()], ..exit() };
+    let dns = ExitPolicy {
+        dns: vec![resolver[0], "192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
+        lan: &lans,
+        ..exit()
+    };
     vec![
         ("connect-kill-switch.nft", Policy::Connect(kill_switch).table()),
         ("connect-kill-switch-no-lan.nft", Policy::Connect(no_lan).table()),

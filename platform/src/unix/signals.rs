@@ -1,4 +1,4 @@
-//! The signals that end a node.
+//! The signals that end a node, and the one that would stop it.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -30,5 +30,17 @@ impl StopSignals {
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
         }
+    }
+}
+
+/// From now on this thread's read from a terminal fails, where otherwise it would stop the whole process: a shell's
+/// background job gets SIGTTIN for it, unless the reader blocks that (tcsetpgrp(3), POSIX general terminal interface).
+pub fn read_terminal_or_fail() {
+    // SAFETY: both calls write to or read a signal set that lives here; the mask is this thread's own.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTTIN);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
     }
 }

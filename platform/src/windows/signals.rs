@@ -50,3 +50,6 @@ impl StopSignals {
         }
     }
 }
+
+/// Terminals stop nobody here.
+pub fn read_terminal_or_fail() {}

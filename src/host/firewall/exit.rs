@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use peervpn_platform::nft::{Hook, Kind, Match, Rule, Statement, Table};
 use peervpn_platform::types::Family;
 
@@ -33,6 +34,10 @@ const INITIATION: u32 = 0x0100_0000;
 
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
+
+fn covers(block: &IpNetwork, prefix: &IpNetwork) -> bool {
+    block.prefix() <= prefix.prefix() && block.contains(prefix.network())
+}
 
 fn from_doors() -> Match {
     Match::Source { prefix: DOORS.parse().expect("a prefix"), not: false }
@@ -138,6 +143,14 @@ impl ExitPolicy<'_> {
                 rules.push(commented(
                     "this host's LAN: closed to peers",
                     rule([tunnel(), Match::Destination { prefix, not: false }], [refuse()]),
+                ));
+            }
+            let named = |lan: &&Lan| LAN.iter().filter_map(|p| p.parse().ok()).any(|p| covers(&p, &lan.prefix));
+            for lan in self.lan.iter().filter(|lan| !named(lan)) {
+                let onto = Match::Destination { prefix: lan.prefix, not: false };
+                rules.push(commented(
+                    "this host's LAN: closed to peers",
+                    rule([tunnel(), into(&lan.interface), onto], [refuse()]),
                 ));
             }
         }

@@ -91,6 +91,7 @@ impl Questions {
         // a blocking read can't be given up, so it gets a thread that ends with the process
         std::thread::spawn(move || {
             os::confine_thread();
+            os::signals::read_terminal_or_fail();
             for line in std::io::stdin().lock().lines() {
                 let Ok(line) = line else { return };
                 if sender.blocking_send(line).is_err() {
@@ -102,14 +103,13 @@ impl Questions {
     }
 }
 
-/// The next line typed while a question is open.
-pub async fn next_answer(questions: &mut Option<Questions>) -> String {
-    if let Some(questions) = questions
-        && let Some(line) = questions.lines.recv().await
-    {
-        return line;
+/// The next line typed while a question is open; `None`: nobody can answer here any more (the end of the input, or the
+/// shell has put us into the background). Those who wait are let in by `peers accept` as ever.
+pub async fn next_answer(questions: &mut Option<Questions>) -> Option<String> {
+    match questions {
+        Some(questions) => questions.lines.recv().await,
+        None => std::future::pending().await,
     }
-    std::future::pending().await
 }
 
 impl Exit<'_> {

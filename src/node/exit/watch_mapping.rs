@@ -1,7 +1,6 @@
 //! What the exit makes of the mapping keeper's news: the connect string follows the mapping.
 
-use super::Exit;
-use crate::host::sysctls;
+use super::{Exit, traffic};
 use crate::nat::keeper::Event as News;
 use crate::node::PROBES;
 use crate::node::apply::Applier;
@@ -64,22 +63,24 @@ impl Exit<'_> {
     /// Links, addresses or routes have changed: forward by a new uplink, too, measure again, and let peers know.
     pub(super) fn network_changed(&mut self, applier: &mut Applier, out: &mut dyn Output) {
         let ways = uplinks(&mut applier.host).unwrap_or_default();
-        if ways.is_empty() || ways == self.uplinks {
+        let moved = !ways.is_empty() && ways != self.uplinks;
+        let lan = traffic::lan(applier).unwrap_or_else(|_| self.lan.clone());
+        let other_lan = lan != self.lan;
+        self.lan = lan;
+        if moved {
+            self.uplinks = ways;
+        }
+        if (moved || other_lan)
+            && let Err(failure) = self.direct_traffic(applier)
+        {
+            out.event(&Event::Warning(format!("peers' traffic goes on as before: {}", failure.message)));
+        }
+        if !moved {
             return;
         }
-        let links: Vec<String> = applier.host.links().unwrap_or_default().into_iter().map(|link| link.name).collect();
-        let names: Vec<String> = ways.iter().map(|(_, way)| way.interface.clone()).collect();
-        let mut changes = Vec::new();
-        {
-            let (interface, host) = (applier.interface().to_owned(), &mut applier.host);
-            changes.extend(sysctls::exit(&interface, &names, &links, |key| host.sysctl(key).ok().flatten()));
-        }
-        if let Err(failure) = applier.make_all(changes) {
-            out.event(&Event::Warning(format!("forwarding by {} is not on: {}", names.join(", "), failure.message)));
-        }
-        let by: Vec<String> = ways.iter().map(|(_, way)| format!("{} by {}", way.source, way.interface)).collect();
+        let by: Vec<String> =
+            self.uplinks.iter().map(|(_, way)| format!("{} by {}", way.source, way.interface)).collect();
         out.event(&Event::Step(format!("the network has changed: leaving from {}", by.join(" and "))));
-        self.uplinks = ways;
         if let Some(mapping) = &mut self.mapping {
             mapping.refresh();
         }
