@@ -98,8 +98,29 @@ dist: tools ## bundles with licences and checksums, into target/dist (TARGETS="x
 	.ci/dist $(TARGETS)
 	for deb in $(or $(CARGO_TARGET_DIR),target)/dist/*.deb; do [ ! -e "$$deb" ] || tests/cross/deb "$$deb" || exit; done
 
+# which service manager gets its units
+SYSTEM ?= $(shell uname -s)
+AS_ADMIN := $(if $(DESTDIR),,$(SUDO))
+DAEMONS := /Library/LaunchDaemons
+PLISTS := $(patsubst platform/launchd/%,%,$(wildcard platform/launchd/*.plist))
+
 .PHONY: install
-install: release ## install into PREFIX (default /usr/local), with units for systemd
+ifeq ($(SYSTEM),Darwin)
+install: release
+	$(AS_ADMIN) install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(DAEMONS)'
+	$(AS_ADMIN) install -m 0755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/peervpn'
+	for plist in $(PLISTS); do sed 's|@BINDIR@|$(PREFIX)/bin|' "platform/launchd/$$plist" \
+		| $(AS_ADMIN) tee "$(DESTDIR)$(DAEMONS)/$$plist" >/dev/null || exit; done
+	@test -n '$(DESTDIR)' || $(SUDO) launchctl bootstrap system $(DAEMONS)/peervpn.recover.plist
+
+.PHONY: uninstall
+uninstall:
+	@# 1: no node runs; 3: the host is not put back, and the program that can do it must stay
+	@test -n '$(DESTDIR)' || ! test -x '$(PREFIX)/bin/peervpn' || { $(SUDO) '$(PREFIX)/bin/peervpn' down; test $$? -ne 3; }
+	@test -n '$(DESTDIR)' || for plist in $(PLISTS); do $(SUDO) launchctl bootout "system/$${plist%.plist}" 2>/dev/null; done; true
+	$(AS_ADMIN) rm -f '$(DESTDIR)$(PREFIX)/bin/peervpn' $(PLISTS:%='$(DESTDIR)$(DAEMONS)/%')
+else
+install: release ## install into PREFIX (default /usr/local), with units for systemd or launchd
 	$(if $(DESTDIR),,$(SUDO)) install -D -m 0755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/peervpn'
 	$(if $(DESTDIR),,$(SUDO)) install -d '$(DESTDIR)$(UNITS)/sysinit.target.wants'
 	for unit in platform/systemd/*.service; do sed 's|@BINDIR@|$(PREFIX)/bin|' "$$unit" \
@@ -108,13 +129,14 @@ install: release ## install into PREFIX (default /usr/local), with units for sys
 	@test -n '$(DESTDIR)' || ! test -d /run/systemd/system || $(SUDO) systemctl daemon-reload
 
 .PHONY: uninstall
-uninstall: ## put the host back and remove the program; the state in /var/lib/peervpn stays
+uninstall: ## put the host back and remove the program; its state stays
 	@# 1: no node runs; 3: the host is not put back, and the program that can do it must stay
 	@test -n '$(DESTDIR)' || ! test -x '$(PREFIX)/bin/peervpn' || { $(SUDO) '$(PREFIX)/bin/peervpn' down; test $$? -ne 3; }
 	$(if $(DESTDIR),,$(SUDO)) rm -f '$(DESTDIR)$(PREFIX)/bin/peervpn' \
 		$(patsubst platform/systemd/%,'$(DESTDIR)$(UNITS)/%',$(wildcard platform/systemd/*.service)) \
 		'$(DESTDIR)$(UNITS)/sysinit.target.wants/peervpn-recover.service'
 	@test -n '$(DESTDIR)' || ! test -d /run/systemd/system || $(SUDO) systemctl daemon-reload
+endif
 
 .PHONY: clean
 clean: ## remove what was built

@@ -14,7 +14,7 @@
 //! - [`host`]: the desired host state, changes and their undo, the journal's format, firewall policy. Pure.
 //! - [`config`], [`key`], [`error`]: settings, secrets, errors with hints.
 //! - `platform` (its own crate): what is asked of the operating system. Pure modules may use its plain types only
-//!   (`peervpn_platform::{types, firewall, nft, wfp}`).
+//!   (`peervpn_platform::{types, firewall, nft, pf, wfp}`).
 
 pub mod cli;
 pub mod config;

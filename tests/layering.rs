@@ -128,13 +128,13 @@ fn check(file: &str, t: &[Token], insides: &HashMap<String, HashSet<String>>) ->
         if named.path[0] == "peervpn_platform" && top != "node" {
             let part = named.path.get(1).map_or("", String::as_str);
             // error.rs gives the platform's error its hint
-            let may = matches!(part, "types" | "firewall" | "nft" | "wfp" | "OUR_PROTOCOL" | "OUR_ALIAS")
+            let may = matches!(part, "types" | "firewall" | "nft" | "pf" | "wfp" | "OUR_PROTOCOL" | "OUR_ALIAS")
                 || (top == "error" && part == "Error");
             if !may {
                 say(
                     named.line,
                     &what,
-                    "outside src/node only plain data: peervpn_platform::{types, firewall, nft, wfp} and our marks",
+                    "outside src/node only plain data: peervpn_platform::{types, firewall, nft, pf, wfp} and our marks",
                 );
             }
         }

@@ -343,13 +343,21 @@ pub mod process {
     }
 }
 
+/// The userspace device that is taken when none is named; `None` is the bundled one.
+pub const USUAL_DEVICE: Option<&str> = None;
+
+/// What a new userspace device is to be called, and what its program is told beside that.
+pub fn for_device(_name: &str) -> Result<(String, Vec<(String, String)>)> {
+    unsupported("the userspace back end")
+}
+
 /// Where a userspace device would be spoken to. Has no values: [`UapiListener::bind`] never succeeds.
 #[derive(Debug)]
 pub enum UapiListener {}
 
 impl UapiListener {
     /// Listens for an interface.
-    pub fn bind(_interface: &str) -> std::io::Result<Self> {
+    pub fn bind(_interface: &str, _device: &str) -> std::io::Result<Self> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 

@@ -42,8 +42,9 @@ const A: u32 = 0x10;
 const TAX: u32 = 0x00;
 const TXA: u32 = 0x80;
 
-/// One instruction.
+/// One instruction, laid out as both kernels want it (`struct bpf_insn`, `struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub(crate) struct Instruction {
     pub(crate) code: u16,
     pub(crate) jt: u8,

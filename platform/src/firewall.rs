@@ -2,13 +2,15 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use crate::{nft, wfp};
+use crate::{nft, pf, wfp};
 
 /// What one node installs: whole, and replaced whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Firewall {
     /// Linux: a table of nftables.
     Nft(nft::Table),
+    /// macOS: the rules of an anchor.
+    Pf(pf::Anchor),
     /// Windows: the filters of a sublayer.
     Wfp(wfp::FilterSet),
 }
@@ -18,6 +20,7 @@ impl Firewall {
     pub fn name(&self) -> &str {
         match self {
             Firewall::Nft(table) => &table.name,
+            Firewall::Pf(anchor) => &anchor.name,
             Firewall::Wfp(filters) => &filters.interface,
         }
     }
@@ -27,6 +30,7 @@ impl Display for Firewall {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Firewall::Nft(table) => write!(f, "firewall table inet {}", table.name),
+            Firewall::Pf(anchor) => write!(f, "firewall rules of anchor com.apple/{}", anchor.name),
             Firewall::Wfp(filters) => write!(f, "firewall filters of {}", filters.interface),
         }
     }

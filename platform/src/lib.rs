@@ -7,13 +7,19 @@
 //! What a system cannot do returns [`Error::Unsupported`], never a silent success.
 
 #[cfg(any(unix, test))]
+#[cfg_attr(not(any(target_os = "linux", test)), allow(dead_code, reason = "only Linux leaves out expected answers"))]
 mod bpf;
 pub mod datagram;
 pub mod files;
 pub mod firewall;
 #[cfg(any(unix, test))]
+#[path = "macos/formats/mod.rs"]
+pub mod macos_formats;
+#[cfg(any(unix, test))]
+#[cfg_attr(not(any(target_os = "linux", test)), allow(dead_code, reason = "only Linux leaves out expected answers"))]
 mod messages;
 pub mod nft;
+pub mod pf;
 pub mod types;
 pub mod wfp;
 pub mod wireguard_nt;

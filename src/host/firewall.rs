@@ -2,8 +2,9 @@
 //!
 //! Only our own table is ever written, so our `accept` ends our chain and nothing else: another program's chain on
 //! the same hook can still drop the packet (nft(8), "verdict statements"). On Windows the connect node's policy is a
-//! [`peervpn_platform::wfp::FilterSet`].
+//! [`peervpn_platform::wfp::FilterSet`], on macOS both are a [`peervpn_platform::pf::Anchor`].
 
+mod anchor;
 mod closing;
 mod connect;
 mod exit;
@@ -18,6 +19,8 @@ use peervpn_platform::types::System;
 
 use super::Unsupported;
 use super::lan::Lan;
+
+pub use anchor::Surroundings;
 
 /// The interface whose table is called just `peervpn`.
 const DEFAULT_INTERFACE: &str = "peervpn0";
@@ -123,19 +126,16 @@ pub struct KillSwitch<'a> {
 
 impl Policy<'_> {
     /// What carries it out on that system.
-    pub fn firewall(&self, system: System) -> Result<Firewall, Unsupported> {
+    pub fn firewall(&self, system: System, around: &Surroundings) -> Result<Firewall, Unsupported> {
         match (system, self) {
+            (System::Macos, Policy::Exit(policy)) => Ok(Firewall::Pf(policy.anchor(around))),
+            (System::Macos, Policy::Connect(policy)) => Ok(Firewall::Pf(policy.anchor(around))),
             (System::Linux, policy) => Ok(Firewall::Nft(policy.table())),
             (System::Windows, Policy::Connect(policy)) => Ok(Firewall::Wfp(policy.filters())),
             (System::Windows, Policy::Exit(_)) => Err(Unsupported {
                 what: "an exit",
                 system,
                 instead: "run peervpn exit on a Linux machine, or in a Linux virtual machine on this one",
-            }),
-            (System::Macos, _) => Err(Unsupported {
-                what: "a firewall of ours",
-                system,
-                instead: "use a Linux machine, or a Linux virtual machine on this one",
             }),
         }
     }

@@ -27,12 +27,16 @@ const KERNELS: std::ops::RangeInclusive<u32> = 253..=255;
 impl Numbers {
     /// Where there is no policy routing: no mark, the one table.
     pub const NONE: Numbers = Numbers { fwmark: 0, table: 254, priority: 0 };
+    /// The same, with a mark that only the platform's route look-up knows: beside our tunnels (macOS).
+    pub const BESIDE: Numbers = Numbers { fwmark: 1, ..Numbers::NONE };
 }
 
 /// Chooses numbers for that system; `None` if a host has used up all of them (32 marks, 27,000 priorities).
 pub fn choose(system: System, rules: &[Rule], routes: &[Route]) -> Option<Numbers> {
-    if system != System::Linux {
-        return Some(Numbers::NONE);
+    match system {
+        System::Linux => {}
+        System::Macos => return Some(Numbers::BESIDE),
+        System::Windows => return Some(Numbers::NONE),
     }
     // from the top: the low bits are what mwan3, kube-proxy and hand-written rules take
     let fwmark = (8..30).rev().map(|bit| 1u32 << bit).find(|mark| {

@@ -6,7 +6,7 @@ fn set(key: String, value: &str) -> Change {
     Change::Sysctl { key, value: value.to_owned(), beside: Vec::new() }
 }
 
-/// For an exit: forwarding on the tunnel and the uplinks only (v4), and as far as the kernel allows (v6).
+/// For an exit, on every system: settings that this one does not have are left out. Forwarding on the tunnel and the uplinks only (v4), and as far as the kernel allows (v6).
 ///
 /// IPv4 forwards what comes in by an interface whose own `forwarding` is set. IPv6 forwards nothing unless
 /// `all/forwarding` is set, and setting that sets every interface's; one that forwards ignores router advertisements,
@@ -36,6 +36,8 @@ pub fn exit(
         .map(|link| format!("net/ipv6/conf/{link}/forwarding"))
         .collect();
     changes.push(Change::Sysctl { key: "net/ipv6/conf/all/forwarding".to_owned(), value: "1".to_owned(), beside });
+    // macOS: for all interfaces, a family each
+    changes.extend(["net/inet/ip/forwarding", "net/inet6/ip6/forwarding"].map(|key| set(key.to_owned(), "1")));
     changes
 }
 
@@ -73,9 +75,11 @@ mod tests {
                 "set net.ipv6.conf.default.accept_ra to 2",
                 "set net.ipv6.conf.eth0.accept_ra to 2",
                 "set net.ipv6.conf.all.forwarding to 1",
+                "set net.inet.ip.forwarding to 1",
+                "set net.inet6.ip6.forwarding to 1",
             ]
         );
-        let Some(Change::Sysctl { beside, .. }) = changes.last() else { panic!() };
+        let Some(Change::Sysctl { beside, .. }) = changes.get(3) else { panic!() };
         assert_eq!(beside.len(), 4, "default and every link but the tunnel: {beside:?}");
     }
 

@@ -212,6 +212,22 @@ impl Applier {
         Ok(())
     }
 
+    /// Has these routes beside our link, and none of those made before that are not among them. The old ones first: two to
+    /// one destination cannot be there at once.
+    pub fn replace_routes(&mut self, routes: Vec<Route>) -> Result<(), Failure> {
+        let of = |change: &Change| match change {
+            Change::Route(route) => Some(route.clone()),
+            _ => None,
+        };
+        let made: Vec<Route> = self.made.iter().filter_map(of).collect();
+        for old in made.iter().filter(|route| !routes.contains(route)) {
+            self.host.delete_route(old)?;
+            self.made.retain(|change| of(change).as_ref() != Some(old));
+        }
+        let new = routes.into_iter().filter(|route| !made.contains(route)).map(Change::Route);
+        self.make_all(new.collect())
+    }
+
     /// Lets our interface's packets pass other programs' firewalls, now and whenever [`Applier::put_back`] looks again.
     pub fn pass_firewalls(&mut self) -> Result<Vec<String>, Failure> {
         self.passes = true;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use peervpn_platform::os::packet::InitiationTap;
 use peervpn_platform::os::ready::Watched;
-use peervpn_platform::types::{Backend, Family, PeerConfig};
+use peervpn_platform::types::{Backend, Family, PeerConfig, System};
 use peervpn_platform::{Host as _, WireGuard, os};
 
 use self::about::About;
@@ -132,9 +132,10 @@ async fn bring_up(
 ) -> Result<Connected, Failure> {
     let endpoints = about::endpoints(&target.endpoints, joined);
     let candidates = candidates(&mut ground.applier, &endpoints, out).await?;
-    let port = options.node.port.unwrap_or(0);
-    if port != 0 {
-        super::stun::gather(port, &[], Duration::ZERO).await?;
+    let mut port = options.node.port.unwrap_or(0);
+    // pf knows outer packets by their port
+    if port != 0 || os::SYSTEM == System::Macos {
+        port = super::stun::gather(port, &[], Duration::ZERO).await?.port;
     }
     let (rules, table_routes) = (ground.applier.host.rules()?, ground.applier.host.routes()?);
     let numbers = numbers::choose(os::SYSTEM, &rules, &table_routes).ok_or_else(|| {
@@ -163,10 +164,11 @@ async fn bring_up(
     carriers.dedup();
     let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, &exit_list, carriers.clone())?;
     guard.exit_has_v6(joined.is_none_or(|joined| joined.ipv6));
-    guard.lock_down(&mut ground.applier, out)?;
     let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
     let way = way.unwrap_or(mtu::MIN).min(joined.map_or(u32::MAX, |joined| joined.mtu));
     let mtu = options.node.mtu.unwrap_or(way);
+    guard.set_device(port, mtu);
+    guard.lock_down(&mut ground.applier, out)?;
     let mut config = tunnel::device(&ground.key, port, numbers.fwmark);
     let mut asked = 0;
     let preshared_key = joined.and_then(|joined| joined.preshared_key.clone());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
+use gotatun::tun::tun_async_device::TunDevice;
 use peervpn_platform::os::{self, launch};
 use peervpn_platform::types::Capability;
 
@@ -27,8 +28,10 @@ pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
     match program {
         Some(program) => {
             // both spellings of "stay in the foreground" and "keep your privileges" that the known programs read
-            let envs = [("WG_SUDO", "1"), ("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")];
-            let error = launch::exec(program, &["-f", interface], &envs);
+            let mut envs = vec![("WG_SUDO", "1"), ("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")];
+            let (name, more) = os::for_device(interface)?;
+            envs.extend(more.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+            let error = launch::exec(program, &["-f", &name], &envs);
             Err(Failure::new(
                 format!("cannot start {}: {error}", program.display()),
                 "name another program with --backend userspace=PROGRAM, or take the bundled device: --backend userspace",
@@ -42,11 +45,14 @@ fn bundled(interface: &str) -> Result<(), Failure> {
     // the device encrypts on several threads, unlike the node
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
     runtime.block_on(async {
-        let builder = DeviceBuilder::new().with_default_udp().create_tun(interface).map_err(|error| failed(&error))?;
+        let (name, _) = os::for_device(interface)?;
+        let tun = TunDevice::from_name(&name).map_err(|error| failed(&error))?;
+        let name = tun.name().map_err(|error| failed(&error))?;
+        let builder = DeviceBuilder::new().with_default_udp().with_ip(tun);
         let (client, server) = UapiServer::new();
         let mut device = builder.with_uapi(server).build().await.map_err(|error| failed(&error))?;
         // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic
-        let mut listener = os::UapiListener::bind(interface).map_err(|error| failed(&error))?;
+        let mut listener = os::UapiListener::bind(interface, &name).map_err(|error| failed(&error))?;
         let mut stop = os::signals::StopSignals::install()?;
         loop {
             tokio::select! {
@@ -68,12 +74,18 @@ fn failed(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(format!("the userspace device failed: {error}"), "peervpn doctor tells what this system lacks")
 }
 
-/// The program that `--backend userspace=PROGRAM` or `WG_USERSPACE_IMPLEMENTATION` names, as a path; `None` for the
-/// bundled device. Looked for on the search path, then in `vendor/` beside our own program.
+/// The program that `--backend userspace=PROGRAM` or `WG_USERSPACE_IMPLEMENTATION` names, as a path, else the system's
+/// usual one if it is there; `None` for the bundled device. Looked for on the search path, then in `vendor/` beside our
+/// own program.
 pub fn program(named: Option<&str>, environment: Option<&str>) -> Result<Option<PathBuf>, Failure> {
-    let Some(name) = named.or(environment).filter(|name| !name.is_empty()) else { return Ok(None) };
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("vendor").join(name)));
-    which::which(name).ok().or(beside.filter(|path| path.is_file())).map(Some).ok_or_else(|| {
+    let find = |name: &str| {
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("vendor").join(name)));
+        which::which(name).ok().or(beside.filter(|path| path.is_file()))
+    };
+    let Some(name) = named.or(environment).filter(|name| !name.is_empty()) else {
+        return Ok(os::USUAL_DEVICE.and_then(find));
+    };
+    find(name).map(Some).ok_or_else(|| {
         Failure::new(
             format!("there is no program {name} on the search path or in vendor/"),
             format!("install it (for example: apt install {name}), or take the bundled device: --backend userspace"),

@@ -161,6 +161,7 @@ async fn bring_up<'a>(
     let traffic = traffic::Traffic {
         interface: &interface,
         port,
+        mtu,
         addresses,
         options,
         dns: resolver.servers(),

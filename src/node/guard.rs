@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use peervpn_platform::types::Family;
+use peervpn_platform::types::{Family, RouteLookup, System};
 use peervpn_platform::{Host as _, os};
 
 use super::apply::Applier;
@@ -13,7 +13,7 @@ use super::dns::{self, FileWatch};
 use super::event::{Event, Output};
 use crate::config::{ConnectDns, ConnectOptions};
 use crate::error::Failure;
-use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy};
+use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy, Surroundings};
 use crate::host::lan::{self, Lan};
 use crate::host::{Change, Numbers, Unsupported};
 use crate::join::address::TunnelAddresses;
@@ -42,6 +42,8 @@ pub struct Guard {
     /// Servers that the user named; empty with the exit's, `None` where DNS is left alone.
     servers: Option<Vec<IpAddr>>,
     lan: Vec<Lan>,
+    /// For filters without marks.
+    around: Surroundings,
     listening: Vec<u16>,
     file: Option<FileWatch>,
 }
@@ -76,11 +78,19 @@ impl Guard {
                 ConnectDns::Servers(servers) => Some(servers.clone()),
             },
             lan: Vec::new(),
+            around: Surroundings::default(),
             listening: os::listening_ports(),
             file: None,
         };
         guard.lan = guard.lan_now(applier)?;
+        guard.around.uplinks = guard.uplinks_now(applier)?;
         Ok(guard)
+    }
+
+    /// The device's listen port and MTU: [`Guard::change`] has them from here on.
+    pub fn set_device(&mut self, port: u16, mtu: u32) {
+        self.around.port = (port != 0).then_some(port);
+        self.around.mtu = mtu;
     }
 
     /// `--lockdown`: closes everything now, read back. Names are resolved before; what we ask for ourselves from here on
@@ -123,7 +133,7 @@ impl Guard {
                 lan: (!self.no_lan).then_some(&self.lan),
             }),
         };
-        Ok(Change::Firewall(Policy::Connect(policy).firewall(os::SYSTEM)?))
+        Ok(Change::Firewall(Policy::Connect(policy).firewall(os::SYSTEM, &self.around)?))
     }
 
     /// Other tunnels have come around ours, or gone; [`Guard::change`] has it from here on.
@@ -216,6 +226,19 @@ impl Guard {
 
     fn everything(&self) -> bool {
         Family::BOTH.into_iter().all(|family| self.allowed.contains(&family.default_prefix()))
+    }
+
+    /// How packets leave beside the tunnel, where the firewall's rules must name it.
+    fn uplinks_now(&self, applier: &mut Applier) -> Result<Vec<(Family, RouteLookup)>, Failure> {
+        if os::SYSTEM != System::Macos {
+            return Ok(Vec::new());
+        }
+        let mut ways = Vec::new();
+        for probe in super::PROBES {
+            let way = applier.host.route_lookup(probe, self.fwmark)?;
+            ways.extend(way.map(|way| (Family::of(&probe), way)));
+        }
+        Ok(ways)
     }
 
     fn lan_now(&self, applier: &mut Applier) -> Result<Vec<Lan>, Failure> {

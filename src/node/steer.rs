@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use peervpn_platform::Host as _;
 use peervpn_platform::os;
-use peervpn_platform::types::{Family, RouteKind, System};
+use peervpn_platform::types::{Family, Route, RouteKind, System};
 
 use super::apply::Applier;
 use super::event::{Event, Output};
@@ -113,19 +113,31 @@ impl Steering {
         applier: &mut Applier,
         guard: &Guard,
     ) -> Result<(), Failure> {
-        let mut beside = Vec::new();
-        for probe in PROBES {
-            let way = applier.host.route_lookup(probe, 0)?.filter(|way| way.interface != self.interface);
-            beside.extend(way.map(|way| (Family::of(&probe), way)));
-        }
-        // WireGuardNT finds its way past its own adapter by itself
-        let outer: &[IpAddr] = if system == System::Windows { &[] } else { &[endpoint] };
-        let routes = routes::single(&self.wanted(), &beside, outer);
+        let routes = self.single(system, endpoint, applier)?;
         let (ours, others): (Vec<_>, Vec<_>) =
             routes.into_iter().partition(|route| route.oif.as_deref() == Some(self.interface.as_str()));
         let changes = std::iter::once(guard.change()?).chain(others.into_iter().map(Change::Route));
         applier.make_all(changes.collect())?;
         Ok(applier.add_own_routes(ours)?)
+    }
+
+    /// The routes for now, where there is one table.
+    fn single(&self, system: System, endpoint: IpAddr, applier: &mut Applier) -> Result<Vec<Route>, Failure> {
+        let mut way = |to: IpAddr| -> Result<_, Failure> {
+            let way = applier.host.route_lookup(to, self.numbers.fwmark)?;
+            Ok(way.filter(|way| way.interface != self.interface))
+        };
+        let mut beside = Vec::new();
+        for probe in PROBES {
+            beside.extend(way(probe)?.map(|way| (Family::of(&probe), way)));
+        }
+        let outer = match system {
+            // WireGuardNT finds its way past its own adapter by itself
+            System::Windows => None,
+            // on the link, its route is the more specific one anyway
+            _ => way(endpoint)?.filter(|way| way.gateway.is_some()).map(|_| endpoint),
+        };
+        Ok(routes::single(&self.wanted(), &beside, outer.as_slice()))
     }
 
     /// Where a packet to the internet goes that should go into the tunnel and does not.
@@ -154,6 +166,12 @@ impl Steering {
         guard: &mut Guard,
         out: &mut dyn Output,
     ) -> Result<(), Failure> {
+        if os::SYSTEM == System::Macos {
+            // another gateway, or another endpoint
+            let routes = self.single(os::SYSTEM, endpoint, applier)?;
+            let beside = |route: &Route| route.oif.as_deref() != Some(self.interface.as_str());
+            applier.replace_routes(routes.into_iter().filter(beside).collect())?;
+        }
         let carriers = carrier::marks(&mut applier.host, endpoint, self.numbers.fwmark, &self.interface);
         let around = carriers != self.carriers;
         if around {

@@ -103,9 +103,12 @@ pub fn sweep(host: &mut SystemHost) -> Leftovers {
                     undos.push(Undo::Process { id, interface: link.name.clone() });
                 }
                 undos.push(Undo::Firewall { name: firewall::table_name(&link.name) });
+                undos.push(Undo::SystemDns { interface: link.name.clone() });
                 undos.push(Undo::Link { name: link.name });
             }
-            undos.push(Undo::Firewall { name: firewall::table_name(crate::config::DEFAULT_INTERFACE) });
+            let interface = crate::config::DEFAULT_INTERFACE.to_owned();
+            undos.push(Undo::Firewall { name: firewall::table_name(&interface) });
+            undos.push(Undo::SystemDns { interface });
             undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
             undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
             match host.seen_chains() {

@@ -1,5 +1,6 @@
 //! What we want of the host, and what the host does with it.
 
+mod anchors;
 mod filters;
 mod firewall;
 #[cfg(target_os = "linux")]

@@ -47,6 +47,11 @@ pub(super) fn errno_of(error: &ReplyError) -> Option<i32> {
 }
 
 /// An interface name that the kernel takes.
+pub(super) fn check(operation: &str, name: &str) -> Result<()> {
+    check_name(operation, name).map(drop)
+}
+
+/// The same, as bytes.
 pub(super) fn check_name<'a>(operation: &str, name: &'a str) -> Result<&'a [u8]> {
     let odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c == '\0';
     if name.is_empty() || name.len() > NAME_MAX || name == "." || name == ".." || name.contains(odd) {

@@ -4,13 +4,16 @@
 
 mod bpf;
 mod caps;
+#[path = "../unix/clock.rs"]
 mod clock;
 #[path = "../unix/control.rs"]
 pub mod control;
 pub mod dns;
 mod host;
+#[path = "../unix/launch.rs"]
 pub mod launch;
 mod lock;
+mod names;
 mod nft;
 mod notify;
 pub mod packet;
@@ -26,6 +29,8 @@ mod route;
 #[path = "../unix/signals.rs"]
 pub mod signals;
 mod sysctl;
+mod timer;
+#[path = "../unix/uapi.rs"]
 mod uapi;
 #[path = "../unix/uapi_listener.rs"]
 mod uapi_listener;
@@ -34,11 +39,13 @@ pub mod watch;
 mod wireguard;
 
 pub use caps::{legacy_tables, listening_ports, port_holder, privileged};
-pub use clock::{Timer, local_time};
+pub use clock::local_time;
 pub use host::{NetlinkHost as SystemHost, host};
 pub(crate) use lock::lock_holder;
+pub use names::{USUAL_DEVICE, for_device};
 pub use notify::{notify, watchdog};
 pub use privilege::{confine, confine_thread, reachable, writable};
+pub use timer::Timer;
 pub use uapi::UapiWireGuard;
 pub use uapi_listener::UapiListener;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

@@ -198,6 +198,23 @@ pub fn open_elsewhere(wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     found
 }
 
+/// The process at the other end of a socket, unix(7) `SO_PEERCRED`: the one that called listen(2).
+pub(super) fn peer(socket: &impl AsRawFd) -> Option<u32> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `length` bytes, the size of `credentials`.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &mut length,
+        )
+    };
+    (status == 0 && credentials.pid > 0).then_some(credentials.pid as u32)
+}
+
 /// Overwrites an argument of this process where ps(1) reads it, in `/proc/PID/cmdline`. Other users saw it until now.
 pub fn conceal_argument(argument: &str) {
     let Ok(stat) = fs::read("/proc/self/stat") else { return };

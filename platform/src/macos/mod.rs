@@ -1,31 +1,64 @@
-//! macOS: state files and UDP sockets work; the network configuration, a WireGuard back end (`utun`, `PF_ROUTE`, pf) and
-//! packet taps are not there yet and say so with [`crate::Error::Unsupported`].
-
-use std::os::fd::{AsRawFd, RawFd};
+//! macOS: interfaces by ioctl, routes by route(4), packets by bpf(4), pf by pfctl(8), DNS by scutil(8); the WireGuard
+//! device is a userspace one on a utun. Written against the published headers, compiled and linted, and its formats
+//! tested on other systems ([`crate::macos_formats`]); it has not been run on a Mac.
+//!
+//! # A full tunnel without fwmarks
+//!
+//! There is one routing table, and no mark that a route could ask for. So everything goes into the tunnel by two routes
+//! of half the address space each, which are more specific than the default route and leave it as it is (0/1 and 128/1,
+//! ::/1 and 8000::/1). The outer packets must not follow: a host route to the exit's endpoint, by the gateway of the
+//! default route, is more specific again, and is made anew when that gateway changes. Networks that are connected, the
+//! LAN, are more specific anyway. Our routes have both flags that are left to routing daemons (`RTF_PROTO1`,
+//! `RTF_PROTO2`): by these they are known.
 
 #[path = "../absent.rs"]
 #[allow(dead_code, reason = "shared by systems that lack different things")]
 mod absent;
+mod asserts;
+#[path = "../unix/clock.rs"]
+mod clock;
 #[path = "../unix/control.rs"]
 pub mod control;
+pub mod dns;
+mod host;
+#[path = "../unix/launch.rs"]
+pub mod launch;
+mod names;
+pub mod packet;
+mod pf;
 pub mod places;
 #[path = "../unix/private.rs"]
 pub(crate) mod private;
+pub mod process;
+mod queue;
+pub mod raw;
 #[path = "../unix/ready.rs"]
 pub mod ready;
 #[path = "../unix/signals.rs"]
 pub mod signals;
+mod sys;
+mod tap;
+mod timer;
+#[path = "../unix/uapi.rs"]
+mod uapi;
 #[path = "../unix/uapi_listener.rs"]
 mod uapi_listener;
 pub mod udp;
-
-pub use uapi_listener::UapiListener;
+pub mod watch;
 
 pub use absent::{
-    SystemHost, Timer, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables, listening_ports,
-    local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watch, watchdog, wireguard,
-    writable,
+    confine, confine_thread, kernel_wireguard, legacy_tables, listening_ports, notify, port_holder, reachable,
+    watchdog, writable,
 };
+pub use clock::local_time;
+pub use host::{SystemHost, host};
+pub use names::{USUAL_DEVICE, for_device};
+pub use timer::Timer;
+pub use uapi::UapiWireGuard;
+pub use uapi_listener::UapiListener;
+
+use crate::types::Backend;
+use crate::{Error, Result, WireGuard};
 
 /// Which system this is.
 pub const SYSTEM: crate::types::System = crate::types::System::Macos;
@@ -41,32 +74,31 @@ pub(crate) fn lock_holder(_file: &std::fs::File) -> Option<u32> {
     None
 }
 
-impl AsRawFd for watch::NetworkWatch {
-    fn as_raw_fd(&self) -> RawFd {
+/// Whether a TUN device can be made: any process of root's may make a utun.
+pub fn tun_available() -> bool {
+    privileged()
+}
+
+/// The WireGuard of a back end.
+pub fn wireguard(backend: &Backend) -> Result<Box<dyn WireGuard>> {
+    match backend {
+        Backend::Userspace => Ok(Box::new(UapiWireGuard::new())),
+        Backend::Kernel => Err(Error::Unsupported {
+            what: "WireGuard in the kernel",
+            instead: "take the userspace device: --backend userspace",
+        }),
+    }
+}
+
+/// Those types have no values.
+impl std::os::fd::AsRawFd for absent::watch::NetworkWatch {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
         match *self {}
     }
 }
 
-impl AsRawFd for packet::InitiationTap {
-    fn as_raw_fd(&self) -> RawFd {
-        match *self {}
-    }
-}
-
-impl AsRawFd for raw::RawStun {
-    fn as_raw_fd(&self) -> RawFd {
-        match *self {}
-    }
-}
-
-impl AsRawFd for watch::FileWatch {
-    fn as_raw_fd(&self) -> RawFd {
-        match *self {}
-    }
-}
-
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
+impl std::os::fd::AsRawFd for absent::watch::FileWatch {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
         match *self {}
     }
 }

@@ -12,9 +12,11 @@ const SOCKETS: &str = "/var/run/wireguard";
 pub struct UapiListener(tokio::net::UnixListener);
 
 impl UapiListener {
-    /// Listens for an interface; a socket that is there is a dead device's.
-    pub fn bind(interface: &str) -> io::Result<UapiListener> {
-        let path = Path::new(SOCKETS).join(format!("{interface}.sock"));
+    /// Listens for an interface of ours whose device the system calls `device`; a socket that is there is a dead
+    /// device's.
+    pub fn bind(interface: &str, device: &str) -> io::Result<UapiListener> {
+        super::names::remember(interface, device)?;
+        let path = Path::new(SOCKETS).join(format!("{device}.sock"));
         let _ = std::fs::remove_file(&path);
         std::fs::create_dir_all(SOCKETS)?;
         tokio::net::UnixListener::bind(path).map(UapiListener)

@@ -17,9 +17,9 @@ mod text;
 pub mod udp;
 
 pub use absent::{
-    SystemHost, Timer, UapiListener, confine, confine_thread, dns, host, kernel_wireguard, launch, legacy_tables,
-    listening_ports, local_time, notify, packet, port_holder, process, raw, reachable, tun_available, watch, watchdog,
-    wireguard, writable,
+    SystemHost, Timer, USUAL_DEVICE, UapiListener, confine, confine_thread, dns, for_device, host, kernel_wireguard,
+    launch, legacy_tables, listening_ports, local_time, notify, packet, port_holder, process, raw, reachable,
+    tun_available, watch, watchdog, wireguard, writable,
 };
 
 /// Which system this is.

@@ -9,7 +9,7 @@ use peervpn_platform::types::Family;
 use super::*;
 
 /// Where an exit's own networks are: never the internet. Sources: the IANA special-purpose registries (RFC 6890).
-const LAN: [&str; 12] = [
+pub(super) const LAN: [&str; 12] = [
     "10.0.0.0/8",     // private, RFC 1918
     "172.16.0.0/12",  // private, RFC 1918
     "192.168.0.0/16", // private, RFC 1918
@@ -25,7 +25,7 @@ const LAN: [&str; 12] = [
 ];
 
 /// Where the doors of invites lie ([`crate::join::address::door`]): good for asking the control service, nothing else.
-const DOORS: &str = "169.254.0.0/16";
+pub(super) const DOORS: &str = "169.254.0.0/16";
 
 /// UDP header and handshake initiation in bytes; WireGuard paper §5.4.2.
 const INITIATION_UDP_LEN: u16 = 8 + 148;
@@ -145,8 +145,7 @@ impl ExitPolicy<'_> {
                     rule([tunnel(), Match::Destination { prefix, not: false }], [refuse()]),
                 ));
             }
-            let named = |lan: &&Lan| LAN.iter().filter_map(|p| p.parse().ok()).any(|p| covers(&p, &lan.prefix));
-            for lan in self.lan.iter().filter(|lan| !named(lan)) {
+            for lan in self.other_lan() {
                 let onto = Match::Destination { prefix: lan.prefix, not: false };
                 rules.push(commented(
                     "this host's LAN: closed to peers",
@@ -205,8 +204,14 @@ impl ExitPolicy<'_> {
         rules
     }
 
+    /// The LAN as far as [`LAN`] does not name it: by public addresses.
+    pub(super) fn other_lan(&self) -> impl Iterator<Item = &Lan> {
+        let named = |lan: &&Lan| LAN.iter().filter_map(|p| p.parse().ok()).any(|p| covers(&p, &lan.prefix));
+        self.lan.iter().filter(move |lan| !named(lan))
+    }
+
     /// Our tunnel address and the server behind it, for each family that has one.
-    fn resolvers(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+    pub(super) fn resolvers(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         addresses(self.v4, self.v6).filter_map(|address| {
             Some((address, *self.dns.iter().find(|server| server.is_ipv4() == address.is_ipv4())?))
         })

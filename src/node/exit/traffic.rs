@@ -8,7 +8,7 @@ use peervpn_platform::{Host, os};
 use super::Exit;
 use crate::config::ExitOptions;
 use crate::error::Failure;
-use crate::host::firewall::{ExitPolicy, Policy};
+use crate::host::firewall::{ExitPolicy, Policy, Surroundings};
 use crate::host::lan::{self, Lan};
 use crate::host::{Change, sysctls};
 use crate::join::address::{TunnelAddresses, exit_addresses};
@@ -22,6 +22,8 @@ const TCP: u8 = 6;
 pub struct Traffic<'a> {
     pub interface: &'a str,
     pub port: u16,
+    /// MTU of the tunnel in bytes.
+    pub mtu: u32,
     pub addresses: TunnelAddresses,
     pub options: &'a ExitOptions,
     /// Where peers' DNS queries go.
@@ -59,7 +61,8 @@ impl Traffic<'_> {
             dns: self.dns.to_vec(),
             lan: self.lan,
         };
-        let mut changes = vec![Change::Firewall(Policy::Exit(policy).firewall(os::SYSTEM)?)];
+        let around = Surroundings { port: Some(self.port), mtu: self.mtu, uplinks: self.uplinks.to_vec() };
+        let mut changes = vec![Change::Firewall(Policy::Exit(policy).firewall(os::SYSTEM, &around)?)];
         let links: Vec<String> = links.into_iter().map(|link| link.name).collect();
         changes.extend(sysctls::exit(self.interface, &ways, &links, |key| host.sysctl(key).ok().flatten()));
         Ok(changes)
@@ -79,6 +82,7 @@ impl Exit<'_> {
         let traffic = Traffic {
             interface: &interface,
             port: self.port,
+            mtu: self.mtu,
             addresses: exit_addresses(&self.key.public()),
             options: self.options,
             dns: self.resolver.servers(),

@@ -12,8 +12,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use x25519_dalek::StaticSecret;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::host::check_name;
-use super::process::process_id;
+use super::names;
+use super::process::{peer, process_id};
 use crate::types::*;
 use crate::{Error, Result, WireGuard};
 
@@ -28,10 +28,10 @@ const ANSWER: usize = 4 << 20;
 /// Pause between two tries in [`wait_uapi`].
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A device's socket.
+/// A device's socket: by the name that the system has given it.
 fn path(interface: &str) -> Result<PathBuf> {
-    check_name(&format!("reach the userspace device {interface}"), interface)?;
-    Ok(PathBuf::from(DIRECTORY).join(format!("{interface}.sock")))
+    names::check(&format!("reach the userspace device {interface}"), interface)?;
+    Ok(PathBuf::from(DIRECTORY).join(format!("{}.sock", names::real(interface))))
 }
 
 fn connect(path: &std::path::Path) -> io::Result<Socket> {
@@ -252,24 +252,7 @@ impl WireGuard for UapiWireGuard {
 /// The process that listens on an interface's UAPI socket. `None` if nothing listens, or the process that called
 /// listen(2) is gone (a device that daemonised after it: start devices in the foreground).
 pub fn uapi_owner(interface: &str) -> Option<ProcessId> {
-    use std::os::fd::AsRawFd;
-    let socket = connect(&path(interface).ok()?).ok()?;
-    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the descriptor is open, and the kernel writes at most `length` bytes, the size of `credentials`.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut credentials).cast(),
-            &mut length,
-        )
-    };
-    if status != 0 || credentials.pid <= 0 {
-        return None;
-    }
-    process_id(credentials.pid as u32)
+    process_id(peer(&connect(&path(interface).ok()?).ok()?)?)
 }
 
 /// Removes the UAPI socket that a dead device left behind. `true`: there is none any more; `false`: something listens
@@ -278,7 +261,7 @@ pub fn remove_uapi_socket(interface: &str) -> Result<bool> {
     let path = path(interface)?;
     let operation = format!("remove {}", path.display());
     match std::fs::symlink_metadata(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => return names::forget(interface).map(|()| true),
         Err(e) => return Err(Error::system(operation, e)),
         Ok(found) if !found.file_type().is_socket() => {
             return Err(Error::Unexpected { operation, detail: "it is no socket".to_owned() });
@@ -288,9 +271,9 @@ pub fn remove_uapi_socket(interface: &str) -> Result<bool> {
     match connect(&path) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::system(operation, e)),
-            _ => Ok(true),
+            _ => names::forget(interface).map(|()| true),
         },
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => names::forget(interface).map(|()| true),
         // connected, or too busy to take us: either way it has an owner
         _ => Ok(false),
     }
