@@ -107,14 +107,14 @@ impl ExitPolicy<'_> {
             }
         }
         own_addresses(&mut rules, addresses(self.v4, self.v6));
-        self.from_doors(&mut rules);
+        self.doors(&mut rules);
         self.to_this_host(&mut rules, &tag, &resolvers);
         self.passing(&mut rules, &tag, &resolvers);
         rules.anchor(self.interface)
     }
 
     /// Doors of invites open nothing but the control service.
-    fn from_doors(&self, rules: &mut Rules) {
+    fn doors(&self, rules: &mut Rules) {
         rules.comment("an invite opens nothing else");
         if let Some(own) = self.v4 {
             for (number, port) in &self.services {
