@@ -97,7 +97,10 @@ impl Hint for peervpn_platform::Error {
         match self {
             Error::Unsupported { instead, .. } => Some((*instead).to_owned()),
             Error::System { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Some("run it as root, for example with sudo".to_owned())
+                Some(match std::env::consts::OS {
+                    "windows" => "run it in a terminal that was opened with \"Run as administrator\"".to_owned(),
+                    _ => "run it as root, for example with sudo".to_owned(),
+                })
             }
             _ => Some("peervpn doctor tells what this system lacks".to_owned()),
         }

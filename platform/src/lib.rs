@@ -137,6 +137,10 @@ pub trait Host {
     fn delete_rule(&mut self, rule: &Rule) -> Result<()>;
     /// How a packet with this mark (0 for none) to `destination` would leave; `None` if there is no route.
     fn route_lookup(&mut self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>>;
+    /// How an outer packet with this mark would leave: where the device finds its way beside its own link, that way.
+    fn outer_route(&mut self, destination: IpAddr, mark: u32) -> Result<Option<RouteLookup>> {
+        self.route_lookup(destination, mark)
+    }
     /// Reads a kernel setting by its sysctl name in slash form (`net/ipv4/conf/eth0/forwarding`), trimmed;
     /// `None` if the kernel has no such setting.
     fn sysctl(&mut self, key: &str) -> Result<Option<String>>;
@@ -152,6 +156,10 @@ pub trait Host {
     fn firewall_stands(&mut self, firewall: &Firewall) -> Result<bool>;
     /// Deletes our firewall rules of that name. None there is no error.
     fn delete_firewall(&mut self, name: &str) -> Result<()>;
+    /// Deletes what carries our marks and is in none of the lists above, of whichever node.
+    fn delete_marked(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Makes the system's programs ask these DNS servers, through that interface, while it is there. For systems that
     /// have one resolver to tell; on Linux, `os::dns` has several.
     fn set_dns(&mut self, interface: &str, servers: &[IpAddr]) -> Result<()> {

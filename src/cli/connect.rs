@@ -65,6 +65,12 @@ pub(super) struct ConnectArgs {
 }
 
 impl ConnectArgs {
+    /// Whether a secret is on this command line, or waited for.
+    pub(super) fn carries_invite(&self) -> bool {
+        self.invite_file.is_some()
+            || self.target.as_deref().is_some_and(|target| target == "-" || Invite::is_meant(target))
+    }
+
     /// What the flags say, and the target.
     fn settings(self) -> (Settings, Option<String>) {
         let settings = Settings {

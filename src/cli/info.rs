@@ -31,13 +31,17 @@ fn text(out: render::Out, info: &Info) -> std::io::Result<()> {
         Some(_) => "unreadable".to_owned(),
     };
     let yes = |available| if available { "available" } else { "not available here" }.to_owned();
+    let kernel = match &info.backends.fault {
+        None => yes(info.backends.kernel),
+        Some(fault) => format!("not available here: {}", fault.message),
+    };
     writeln!(out, "peervpn {}", info.version)?;
     render::table(
         out,
         &[
             ("peer ID", info.peer_id.clone().unwrap_or_else(none_yet)),
             ("public key", info.public_key.map_or_else(none_yet, |key| key.to_string())),
-            ("kernel WireGuard", yes(info.backends.kernel)),
+            ("kernel WireGuard", kernel),
             ("userspace WireGuard", yes(info.backends.userspace)),
             (&format!("interface {}", info.interface.name), info.interface.state.to_owned()),
             ("state directory", info.state_dir.display().to_string()),

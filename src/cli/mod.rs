@@ -16,6 +16,7 @@ mod peers;
 mod prototype;
 mod recover;
 mod render;
+mod service;
 mod status;
 mod style;
 mod terminal;
@@ -78,6 +79,8 @@ enum Command {
     Recover(recover::RecoverArgs),
     /// Find what would stop exit or connect here, and what mends it.
     Doctor(doctor::DoctorArgs),
+    /// Windows: have the system keep this machine connected.
+    Service(service::ServiceArgs),
     /// The bundled userspace WireGuard device, in a process of its own.
     #[command(name = crate::node::device::SUBCOMMAND, hide = true)]
     UserspaceDevice(userspace_device::DeviceArgs),
@@ -107,7 +110,12 @@ impl Context {
 
 /// Runs the program; the exit code is that of cli.md.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let args = prototype::translate(args.collect());
+    ExitCode::from(run_to_end(args.collect()))
+}
+
+/// The exit status.
+fn run_to_end(args: Vec<OsString>) -> u8 {
+    let args = prototype::translate(args);
     let Cli { command, global } = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error, &args),
@@ -126,6 +134,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Down(args) => down::run(&args, &context),
         Command::Recover(args) => recover::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),
+        Command::Service(args) => service::run(args, &context),
         Command::UserspaceDevice(args) => userspace_device::run(&args),
     };
     let status = match result {
@@ -135,7 +144,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             failure.status
         }
     };
-    ExitCode::from(status as u8)
+    status as u8
 }
 
 /// Logs to stderr: warnings, and with each `-v` more. Only our own crates: the trace of gotatun prints whole

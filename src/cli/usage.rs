@@ -1,7 +1,6 @@
 //! Wrong usage: the parser's message, its tips as `hint:` lines like every other error's.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
@@ -10,20 +9,20 @@ use super::{Cli, terminal};
 use crate::error::Status;
 
 /// Prints what the parser says of `args`: help and version on stdout, wrong usage on stderr with exit status 2.
-pub(super) fn report(error: &clap::Error, args: &[OsString]) -> ExitCode {
+pub(super) fn report(error: &clap::Error, args: &[OsString]) -> u8 {
     let text = error.to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             terminal::to_stdout(|out| write!(out, "{text}"));
-            ExitCode::from(Status::Done as u8)
+            Status::Done as u8
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             terminal::to_stderr(|err| write!(err, "{text}"));
-            ExitCode::from(Status::Usage as u8)
+            Status::Usage as u8
         }
         _ => {
             terminal::to_stderr(|err| write!(err, "{}", with_hints(&text, args)));
-            ExitCode::from(Status::Usage as u8)
+            Status::Usage as u8
         }
     }
 }

@@ -124,6 +124,19 @@ pub struct KillSwitch<'a> {
     pub lan: Option<&'a [Lan]>,
 }
 
+/// The reasons stand in `platform/src/windows/mod.rs`.
+const NO_EXIT: Unsupported = Unsupported {
+    what: "an exit",
+    system: System::Windows,
+    instead: "run peervpn exit on a Linux machine, or in a Linux virtual machine on this one: Windows' own NAT needs \
+              Hyper-V, has no IPv6 and serves one program at a time, and WireGuardNT does not tell who asks to be let in",
+};
+
+/// Whether a system can be an exit at all; asked before anything is changed.
+pub fn can_exit(system: System) -> Result<(), Unsupported> {
+    if system == System::Windows { Err(NO_EXIT) } else { Ok(()) }
+}
+
 impl Policy<'_> {
     /// What carries it out on that system.
     pub fn firewall(&self, system: System, around: &Surroundings) -> Result<Firewall, Unsupported> {
@@ -132,11 +145,7 @@ impl Policy<'_> {
             (System::Macos, Policy::Connect(policy)) => Ok(Firewall::Pf(policy.anchor(around))),
             (System::Linux, policy) => Ok(Firewall::Nft(policy.table())),
             (System::Windows, Policy::Connect(policy)) => Ok(Firewall::Wfp(policy.filters())),
-            (System::Windows, Policy::Exit(_)) => Err(Unsupported {
-                what: "an exit",
-                system,
-                instead: "run peervpn exit on a Linux machine, or in a Linux virtual machine on this one",
-            }),
+            (System::Windows, Policy::Exit(_)) => Err(NO_EXIT),
         }
     }
 

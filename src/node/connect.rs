@@ -189,13 +189,20 @@ async fn bring_up(
 
     let interface = ground.interface.clone();
     let port = wireguard.state(&interface)?.listen_port;
-    let wakeup = InitiationTap::open_wakeup(port)?;
-    let wakeup = Watched::new(wakeup)?;
+    let wakeup = supported(InitiationTap::open_wakeup(port))?.map(Watched::new).transpose()?;
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
-    let (pace, monitor) = mapping::pace(&options.node);
-    let mut mapping = (!servers.is_empty())
-        .then(|| MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace))
-        .transpose()?;
+    let (pace, mut monitor) = mapping::pace(&options.node);
+    let start = || MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace);
+    let mut mapping = match (!servers.is_empty()).then(start).transpose() {
+        Ok(watch) => watch,
+        Err(peervpn_platform::Error::Unsupported { what, instead }) => {
+            if monitor.take().is_some() {
+                out.event(&Event::Warning(format!("no --monitor-nat: {what} is not supported here; {instead}")));
+            }
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
     let mut ask_again = ASK_AGAIN;
@@ -230,7 +237,7 @@ async fn bring_up(
             wireguard.configure(&interface, &tunnel::peers(vec![exit_peer(address)]))?;
         }
         tokio::select! {
-            () = woken(&wakeup) => heard = true,
+            () = woken(wakeup.as_ref()) => heard = true,
             _ = next_news(&mut mapping, &mut ground.applier) => {}
             () = tokio::time::sleep(HANDSHAKE_POLL) => {}
         }
@@ -392,8 +399,18 @@ fn no_handshake(target: &ConnectString, candidates: &[Candidate], limit: Duratio
     )
 }
 
-/// Waits for a packet on our port; the packets themselves do not matter.
-async fn woken(tap: &Watched<InitiationTap>) {
+/// What a system may lack without harm.
+fn supported<T>(outcome: peervpn_platform::Result<T>) -> peervpn_platform::Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(peervpn_platform::Error::Unsupported { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits for a packet on our port; the packets themselves do not matter. Without a tap there is only the poll.
+async fn woken(tap: Option<&Watched<InitiationTap>>) {
+    let Some(tap) = tap else { return std::future::pending().await };
     let mut buffer = [0; 256];
     loop {
         let Ok(ready) = tap.readable().await else { return std::future::pending().await };

@@ -3,7 +3,7 @@
 use peervpn_platform::files;
 use peervpn_platform::nft::foreign::Verdict;
 use peervpn_platform::os::{self, SystemHost};
-use peervpn_platform::types::{Family, RouteLookup};
+use peervpn_platform::types::{Family, RouteLookup, System};
 use peervpn_platform::{Host as _, OUR_ALIAS};
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use super::exit::FIRST_PORT;
 use super::{PROBES, apply, recover, state};
 use crate::config::Places;
 use crate::error::{Failure, chain};
+use crate::host::firewall::can_exit;
 use crate::host::{foreign, numbers};
 
 /// How bad a finding is.
@@ -87,9 +88,22 @@ pub fn examine(places: &Places, interface: &str) -> Report {
         notes.stop(
             "privileges",
             &BOTH,
-            "exit and connect need root (CAP_NET_ADMIN and CAP_NET_RAW); so does the rest of this examination",
-            "sudo peervpn doctor",
+            match os::SYSTEM {
+                System::Linux => {
+                    "exit and connect need root (CAP_NET_ADMIN and CAP_NET_RAW); so does the rest of this examination"
+                }
+                System::Macos => "exit and connect need root; so does the rest of this examination",
+                System::Windows => "connect needs an elevated administrator; so does the rest of this examination",
+            },
+            match os::SYSTEM {
+                System::Windows => "open a terminal with \"Run as administrator\", then: peervpn doctor",
+                System::Linux | System::Macos => "sudo peervpn doctor",
+            },
         );
+    }
+    if let Err(no) = can_exit(os::SYSTEM) {
+        let failure = Failure::from(no);
+        notes.stop("exit", &["exit"], failure.message, failure.hint.unwrap_or_default());
     }
     back_ends(&mut notes);
     files_of_ours(places, &mut notes);
@@ -103,6 +117,7 @@ pub fn examine(places: &Places, interface: &str) -> Report {
 
 fn back_ends(notes: &mut Notes) {
     match (os::kernel_wireguard(), os::tun_available()) {
+        (Err(error), false) => notes.failure("wireguard", error.into()),
         (Ok(true), _) | (_, true) => notes.ok("wireguard", "there is a WireGuard back end (peervpn info tells which)"),
         (_, false) => notes.stop(
             "wireguard",
@@ -167,6 +182,11 @@ fn network(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
         ),
         Ok(_) => {}
         Err(error) => notes.failure("interface", error.into()),
+    }
+    if os::SYSTEM != System::Linux {
+        // what follows asks for sysctls, policy routing and nftables
+        ways(host, notes);
+        return;
     }
     if os::writable(std::path::Path::new("/proc/sys/net/ipv4/ip_forward")) {
         notes.ok("settings", "kernel settings can be changed");

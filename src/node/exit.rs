@@ -32,6 +32,7 @@ use super::{
 };
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
+use crate::host::firewall::can_exit;
 use crate::host::lan::Lan;
 use crate::join::address::exit_addresses;
 use crate::join::admission::Admission;
@@ -47,6 +48,7 @@ const PORTS_TRIED: u16 = 10;
 
 /// Runs `exit` to its end.
 pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
+    can_exit(peervpn_platform::os::SYSTEM).map_err(|no| Failure::from(no).host("unchanged"))?;
     block_on(async {
         let mut signals = StopSignals::install()?;
         let (mut ground, mut server) = Ground::prepare(&options.node, places, "exit", out)?;

@@ -23,7 +23,10 @@ use crate::join::address::TunnelAddresses;
 const SILENT: u64 = 120 + 90;
 
 /// How to lift it, for every place that says so.
-const LIFT: &str = "sudo peervpn down lifts it; after a crash: sudo peervpn recover";
+const LIFT: &str = match os::SYSTEM {
+    System::Windows => "peervpn down lifts it; after a crash: peervpn recover",
+    System::Linux | System::Macos => "sudo peervpn down lifts it; after a crash: sudo peervpn recover",
+};
 
 /// A connected node's firewall.
 pub struct Guard {

@@ -39,6 +39,9 @@ pub struct Backends {
     pub kernel: bool,
     /// There is a TUN device.
     pub userspace: bool,
+    /// Why the kernel's can't be asked or loaded.
+    #[serde(skip)]
+    pub fault: Option<Failure>,
 }
 
 /// An interface.
@@ -62,11 +65,15 @@ pub fn gather(places: &Places, interface: &str) -> Result<Info, Failure> {
         Some(link) if link.up => "up",
         Some(_) => "down",
     };
+    let (kernel, fault) = match os::kernel_wireguard() {
+        Ok(kernel) => (kernel, None),
+        Err(error) => (false, Some(error.into())),
+    };
     Ok(Info {
         version: env!("CARGO_PKG_VERSION"),
         public_key: key,
         peer_id: key.map(|key| key.peer_id()),
-        backends: Backends { kernel: os::kernel_wireguard()?, userspace: os::tun_available() },
+        backends: Backends { kernel, userspace: os::tun_available(), fault },
         interface: Interface { name: interface.to_owned(), state },
         state_dir: places.state_dir.clone(),
         run_dir: places.run_dir.clone(),

@@ -13,7 +13,6 @@ use super::alarm::{Alarm, Woken};
 use super::apply::Applier;
 use super::stun::transaction_id;
 use crate::config::NodeOptions;
-use crate::error::Failure;
 use crate::nat::keeper::{Event, Keeper, Known, Pace};
 
 /// When names did not resolve, or no server was left: look them up again after this.
@@ -44,7 +43,7 @@ impl MappingWatch {
         servers: &[String],
         known: Known,
         pace: Pace,
-    ) -> Result<MappingWatch, Failure> {
+    ) -> Result<MappingWatch, peervpn_platform::Error> {
         Ok(MappingWatch {
             socket: Watched::new(RawStun::open(port, fwmark)?)?,
             fwmark,

@@ -45,7 +45,7 @@ use ipnetwork::IpNetwork;
 pub use peervpn_platform::os::places;
 use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
-use peervpn_platform::types::{Backend, DeviceConfig};
+use peervpn_platform::types::{Backend, DeviceConfig, System};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 
 use apply::Applier;
@@ -210,6 +210,29 @@ pub fn conceal_argument(argument: &str) {
     process::conceal_argument(argument);
 }
 
+/// Has the system run this command of ours now and whenever it starts.
+pub fn service_install(command: &[std::ffi::OsString]) -> Result<(), Failure> {
+    let arguments: Vec<_> = ["service".into(), "run".into()].into_iter().chain(command.iter().cloned()).collect();
+    os::service::install(&arguments).map_err(|error| match error.kind() {
+        Some(std::io::ErrorKind::PermissionDenied) => not_root("service install"),
+        _ => error.into(),
+    })
+}
+
+/// Removes that service; whether there was one.
+pub fn service_uninstall() -> Result<bool, Failure> {
+    os::service::uninstall().map_err(|error| match error.kind() {
+        Some(std::io::ErrorKind::PermissionDenied) => not_root("service uninstall"),
+        _ => error.into(),
+    })
+}
+
+/// Runs `work` as the service; what it says stands in `STATE_DIR/service.log`.
+pub fn service_run(places: &Places, work: impl FnOnce() -> u8 + Send + 'static) -> Result<(), Failure> {
+    files::private_dir(&places.state_dir).map_err(apply::unwritable)?;
+    Ok(os::service::run(&places.state_dir.join("service.log"), work)?)
+}
+
 /// Whether this process may do what a node does.
 pub fn privileged() -> bool {
     os::privileged()
@@ -218,11 +241,17 @@ pub fn privileged() -> bool {
 /// The commands that change the host need root.
 pub fn not_root(command: &str) -> Failure {
     let rest = if command == "recover" { "" } else { " …" };
-    Failure::new(
-        format!("peervpn {command} configures the network and needs root (CAP_NET_ADMIN and CAP_NET_RAW)"),
-        format!("run it as root: sudo peervpn {command}{rest}"),
-    )
-    .host("unchanged")
+    let (who, hint) = match os::SYSTEM {
+        System::Linux => {
+            ("root (CAP_NET_ADMIN and CAP_NET_RAW)", format!("run it as root: sudo peervpn {command}{rest}"))
+        }
+        System::Macos => ("root", format!("run it as root: sudo peervpn {command}{rest}")),
+        System::Windows => (
+            "an elevated administrator",
+            format!("open a terminal with \"Run as administrator\", then: peervpn {command}{rest}"),
+        ),
+    };
+    Failure::new(format!("peervpn {command} configures the network and needs {who}"), hint).host("unchanged")
 }
 
 /// Runs a node to its end on one thread. Name look-ups that still hang do not hold up the end.

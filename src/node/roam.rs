@@ -201,7 +201,7 @@ pub fn apply(
 
 /// The way of the outer packets towards `endpoint`; one through the tunnel itself is none.
 pub fn way(host: &mut impl Host, endpoint: IpAddr, fwmark: u32, tunnel: &str) -> Option<RouteLookup> {
-    host.route_lookup(endpoint, fwmark).ok().flatten().filter(|way| way.interface != tunnel)
+    host.outer_route(endpoint, fwmark).ok().flatten().filter(|way| way.interface != tunnel)
 }
 
 #[cfg(test)]

@@ -85,7 +85,13 @@ impl Steering {
             // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
             Some(way) => Err(Failure::new(
                 format!("another program's routes send traffic past the tunnel: {way}"),
-                "stop the other VPN, or move its rules behind ours: ip rule, ip route show table all",
+                match os::SYSTEM {
+                    System::Linux => {
+                        "stop the other VPN, or move its rules behind ours: ip rule, ip route show table all"
+                    }
+                    System::Macos => "stop the other VPN; netstat -rn shows whose routes these are",
+                    System::Windows => "stop the other VPN; route print shows whose routes these are",
+                },
             )),
             None => Ok(()),
         }

@@ -124,6 +124,7 @@ pub fn sweep(host: &mut SystemHost) -> Leftovers {
         }
     }
     left.0.extend(each(host, &undos, None).0);
+    left.0.extend(host.delete_marked().err().map(|error| chain(&error)));
     left
 }
 

@@ -26,6 +26,8 @@ pub mod raw;
 #[path = "../unix/ready.rs"]
 pub mod ready;
 mod route;
+#[path = "../unix/service.rs"]
+pub mod service;
 #[path = "../unix/signals.rs"]
 pub mod signals;
 mod sysctl;

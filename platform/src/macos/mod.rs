@@ -34,6 +34,8 @@ mod queue;
 pub mod raw;
 #[path = "../unix/ready.rs"]
 pub mod ready;
+#[path = "../unix/service.rs"]
+pub mod service;
 #[path = "../unix/signals.rs"]
 pub mod signals;
 mod sys;

@@ -1,35 +1,55 @@
-//! Windows: UDP sockets, reading state files and the journal's log work; the network configuration, a WireGuard back
-//! end (WireGuardNT), packet taps and files for our eyes only (they need an access control list) are not there yet and
-//! say so with [`crate::Error::Unsupported`].
+//! Windows: WireGuardNT by its own library, IP Helper for links, addresses and routes, the Windows Filtering Platform for
+//! the kill switch, the Name Resolution Policy Table for DNS, the service manager. No other program is started.
+//!
+//! # What there is no sound way for
+//! **An exit.** Windows' own NAT (WinNAT, `MSFT_NetNat`) comes with Hyper-V or containers only, translates IPv4 only, and
+//! a host has but one of them, which Docker and WSL take too (Microsoft, "Windows NAT: capabilities and limitations"); the
+//! older Internet Connection Sharing moves the inner network to 192.168.137.0/24 and serves DHCP there. And peers could
+//! not join: WireGuardNT owns the port and says nothing of keys it does not know; a raw socket with `SIO_RCVALL` copies
+//! every packet of an interface to us, the tunnel's own among them, with no filter before us; a relay that owns the outer
+//! port would forward every packet in user space; and a WFP callout is a kernel driver, which needs Microsoft's signature.
+//! So `exit` says that it is unsupported, and there is no tap for initiations.
+//!
+//! **STUN after the handoff.** The same socket would be needed to hear the answers. STUN asks before WireGuardNT has the
+//! port, and is not repeated; WireGuard's own keepalive holds a connected node's mapping.
 
 use std::sync::Arc;
 
 #[path = "../absent.rs"]
 #[allow(dead_code, reason = "shared by systems that lack different things")]
 mod absent;
+mod clock;
 pub mod control;
+mod dll;
+pub mod dns;
+mod elevation;
+mod host;
+mod interface;
+mod nrpt;
 pub mod places;
 pub(crate) mod private;
 pub mod ready;
+mod route;
 mod security;
+pub mod service;
 pub mod signals;
 mod text;
 pub mod udp;
+pub mod watch;
+mod wfp;
+mod wireguard;
 
 pub use absent::{
-    SystemHost, Timer, USUAL_DEVICE, UapiListener, confine, confine_thread, dns, for_device, host, kernel_wireguard,
-    launch, legacy_tables, listening_ports, local_time, notify, packet, port_holder, process, raw, reachable,
-    tun_available, watch, watchdog, wireguard, writable,
+    Timer, USUAL_DEVICE, UapiListener, confine, confine_thread, for_device, launch, legacy_tables, listening_ports,
+    notify, packet, port_holder, process, raw, reachable, tun_available, watchdog, writable,
 };
+pub use clock::local_time;
+pub use elevation::privileged;
+pub use host::{SystemHost, host};
+pub use wireguard::{NtWireGuard, kernel_wireguard, wireguard};
 
 /// Which system this is.
 pub const SYSTEM: crate::types::System = crate::types::System::Windows;
-
-/// Whether this process may change the network configuration. Not asked here: what would need it says that it is
-/// unsupported, which is the cause that the person must hear.
-pub fn privileged() -> bool {
-    true
-}
 
 impl ready::Source for packet::InitiationTap {
     fn signal(&self) -> &Arc<ready::Signal> {
@@ -43,12 +63,6 @@ impl ready::Source for raw::RawStun {
     }
 }
 
-impl ready::Source for watch::NetworkWatch {
-    fn signal(&self) -> &Arc<ready::Signal> {
-        match *self {}
-    }
-}
-
 impl ready::Source for watch::FileWatch {
     fn signal(&self) -> &Arc<ready::Signal> {
         match *self {}
@@ -56,6 +70,12 @@ impl ready::Source for watch::FileWatch {
 }
 
 impl ready::Source for Timer {
+    fn signal(&self) -> &Arc<ready::Signal> {
+        match *self {}
+    }
+}
+
+impl ready::Source for absent::watch::NetworkWatch {
     fn signal(&self) -> &Arc<ready::Signal> {
         match *self {}
     }
