@@ -18,8 +18,15 @@ pub(super) struct ExportArgs {
     /// With the secret keys
     #[arg(long)]
     show_keys: bool,
-    /// Draw it as a QR code, on the terminal or into a picture
-    #[arg(long, value_name = "FILE.png|.svg", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
+    /// Draw it as a QR code, on the terminal or into a picture; no app takes one without keys
+    #[arg(
+        long,
+        value_name = "FILE.png|.svg",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "-",
+        requires = "show_keys"
+    )]
     qr: Option<PathBuf>,
     /// Interface of the node to ask [default: the one that runs]
     #[arg(long, value_name = "NAME", value_parser = value::interface)]

@@ -11,6 +11,7 @@ use crate::config::value;
 use crate::error::Failure;
 use crate::node::control::{self, Request, Response, SecretText};
 use crate::node::invite::{self, Made, Wanted};
+use crate::node::offline;
 use crate::tunnel::qr::Qr;
 
 #[derive(Debug, Args)]
@@ -80,7 +81,11 @@ pub(super) fn run(args: &InviteArgs, context: &Context) -> Outcome {
         }
         invite::offline(&context.places, &wanted, &args.endpoint, None)?
     };
-    show(args, context, &made)
+    show(args, context, &made).inspect_err(|_| {
+        // nobody has got it, and nobody can get it any more
+        let take_back = Request::PeersRevoke { id: made.peer_id.clone() };
+        let _ = offline::request(&context.places, args.interface.as_deref(), &take_back);
+    })
 }
 
 fn show(args: &InviteArgs, context: &Context, made: &Made) -> Outcome {

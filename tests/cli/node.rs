@@ -47,6 +47,8 @@ fn a_node_is_asked_and_stopped() {
     golden("node-second", &place, &run(&["exit", "--port", "51821", "--no-stun"]));
     let second = ["exit", "--interface", "wg9", "--port", "51821", "--no-stun"];
     golden("node-second-exit", &place, &run(&second));
+    let nowhere = place.state().join("none/phone.conf").display().to_string();
+    golden("node-invite-nowhere", &place, &run(&["invite", "--wg-quick", &nowhere]));
     golden("node-peers-list", &place, &run(&["peers", "list"]));
     golden("node-peers-pending", &place, &run(&["peers", "pending"]));
     golden("node-peers-accept-unknown", &place, &run(&["peers", "accept", "000000-000000-000000"]));

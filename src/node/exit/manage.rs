@@ -6,7 +6,7 @@ use peervpn_platform::Host as _;
 
 use super::Exit;
 use super::admit::routes;
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 use crate::join::address::{exit_addresses, peer_addresses};
 use crate::join::admission::{Admission, PENDING_FOR};
 use crate::join::peers::{How, Peer};
@@ -73,7 +73,7 @@ impl Exit<'_> {
         self.keepalives.forget(&key);
         // out first, remembered second: a full disk must not keep it in
         let interface = applier.interface().to_owned();
-        self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&key)]))?;
+        let removed = self.wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&key)]));
         for route in routes(&interface, &peer.tunnel_addresses, applier.ipv6) {
             if let Err(error) = applier.host.delete_route(&route) {
                 tracing::warn!(%error, "a route of a revoked peer stays");
@@ -83,6 +83,12 @@ impl Exit<'_> {
         state::save_peers(self.places, &self.store).map_err(|failure| Failure {
             message: format!("{} is out, but would be in again after a restart: {}", key.peer_id(), failure.message),
             ..failure
+        })?;
+        removed.map_err(|error| {
+            Failure::new(
+                format!("{} is revoked, but its tunnel is still there: {}", key.peer_id(), chain(&error)),
+                "start the exit anew: it will not let it in",
+            )
         })?;
         Ok(Response::Changed(Changed::new("revoked", key, peer.name)))
     }
