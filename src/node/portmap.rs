@@ -22,7 +22,8 @@ use crate::host::change::PortMapping;
 use crate::nat::portmap::upnp::{self, Fault, Service};
 use crate::nat::portmap::{LEASE, Protocol, renewal};
 
-/// When no gateway maps our port, ask again after this, doubled each time up to the second.
+/// When a gateway that maps ports refuses ours, or has gone, ask again after this, doubled each time up to the second.
+/// Where none has ever spoken, or the doubling has come there, only the second: a search takes a dozen wake-ups.
 const AGAIN: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(600)];
 /// External ports tried by UPnP IGD, where the gateway does not choose one: ours, and then ones at random.
 const PORTS_TRIED: usize = 4;
@@ -155,7 +156,7 @@ impl Mapper {
                 None => return,
             }
         };
-        let mut pause = AGAIN[0];
+        let mut pause = if found.is_some() { AGAIN[0] } else { AGAIN[1] };
         loop {
             match self.establish(found.as_ref(), port).await {
                 Ok(held) => {
