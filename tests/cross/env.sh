@@ -1,6 +1,8 @@
 # For the scripts beside it: Debian's second toolchain, which builds any target's standard library from source, and what
 # each target needs beside it. Sourced in the repository's root.
 
+# soon built, and small enough to be started often
+export CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0
 target_dir=${CARGO_TARGET_DIR:-$PWD/target}/cross
 mkdir -p "$target_dir"
 
