@@ -34,7 +34,8 @@ impl Output for Terminal<'_> {
 
 /// Writes to stdout at once; false if it could not (a closed pipe, a full disk): there is no one left to tell then.
 pub(super) fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> bool {
-    let mut out = io::stdout().lock();
+    // of its own stdout writes a kilobyte at a time
+    let mut out = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());
     write(&mut out).and_then(|()| out.flush()).is_ok()
 }
 

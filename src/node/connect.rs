@@ -569,10 +569,11 @@ fn answer(node: &mut Connected, request: &Request) -> Response {
 
 fn status(node: &mut Connected) -> Result<Status, Failure> {
     let state = node.wireguard.state(&node.interface)?;
+    let now = control::epoch();
     let peers = state.peers.iter().map(|peer| {
         let key = PublicKey(peer.public_key);
         let addresses = if key == node.exit { node.exit_addresses.clone() } else { Vec::new() };
-        control::peer_status(peer, None, addresses, "exit")
+        PeerStatus::of_device(peer, addresses, "exit", now)
     });
     let peers: Vec<PeerStatus> = peers.collect();
     Ok(Status {

@@ -80,7 +80,8 @@ pub enum Request {
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "response", rename_all = "snake_case")]
+// the tag comes first and apart from the rest, so that a long answer is read in one go
+#[serde(tag = "response", content = "answer", rename_all = "snake_case")]
 pub enum Response {
     /// To [`Request::Status`].
     Status(Status),
@@ -233,10 +234,33 @@ impl PeerStatus {
         }
     }
 
-    /// The same peer, with what its device tells.
-    pub fn with_device(self, device: &PeerState) -> Self {
-        let PeerStatus { name, tunnel_addresses, how, note, .. } = self;
-        PeerStatus { note, ..peer_status(device, name, tunnel_addresses, &how) }
+    /// A peer of the device that no file tells of.
+    pub fn of_device(device: &PeerState, tunnel_addresses: Vec<IpAddr>, how: &str, now: Duration) -> Self {
+        let key = PublicKey(device.public_key);
+        let bare = PeerStatus {
+            peer_id: key.peer_id(),
+            name: None,
+            public_key: key,
+            endpoint: None,
+            tunnel_addresses,
+            last_handshake_s: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            how: how.to_owned(),
+            note: None,
+        };
+        bare.with_device(device, now)
+    }
+
+    /// The same peer, with what its device tells at `now` (since the Unix epoch).
+    pub fn with_device(self, device: &PeerState, now: Duration) -> Self {
+        PeerStatus {
+            endpoint: device.endpoint.map(|endpoint| endpoint.to_string()),
+            last_handshake_s: device.last_handshake.map(|at| now.saturating_sub(at).as_secs()),
+            rx_bytes: device.rx_bytes,
+            tx_bytes: device.tx_bytes,
+            ..self
+        }
     }
 }
 
@@ -518,20 +542,7 @@ pub fn failed(failure: Failure) -> Response {
     Response::Failed { error: failure.message, hint: failure.hint }
 }
 
-/// One peer of the device, with what the node knows about it.
-pub fn peer_status(peer: &PeerState, name: Option<String>, tunnel_addresses: Vec<IpAddr>, how: &str) -> PeerStatus {
-    let key = PublicKey(peer.public_key);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    PeerStatus {
-        peer_id: key.peer_id(),
-        name,
-        public_key: key,
-        endpoint: peer.endpoint.map(|e| e.to_string()),
-        tunnel_addresses,
-        last_handshake_s: peer.last_handshake.map(|at| now.saturating_sub(at).as_secs()),
-        rx_bytes: peer.rx_bytes,
-        tx_bytes: peer.tx_bytes,
-        how: how.to_owned(),
-        note: None,
-    }
+/// The time since the Unix epoch, as devices count.
+pub fn epoch() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -385,12 +385,13 @@ impl Exit<'_> {
 
     fn status(&mut self, applier: &Applier) -> Result<Status, Failure> {
         let state = self.wireguard.state(applier.interface())?;
+        let now = control::epoch();
         let peers = state.peers.iter().map(|peer| {
             let key = crate::key::PublicKey(peer.public_key);
             match (self.store.get(&key), self.store.invite(&key)) {
-                (Some(known), _) => PeerStatus::at_rest(known).with_device(peer),
-                (None, Some(invite)) => PeerStatus::of_invite(invite).with_device(peer),
-                (None, None) => control::peer_status(peer, None, Vec::new(), "added"),
+                (Some(known), _) => PeerStatus::at_rest(known).with_device(peer, now),
+                (None, Some(invite)) => PeerStatus::of_invite(invite).with_device(peer, now),
+                (None, None) => PeerStatus::of_device(peer, Vec::new(), "added", now),
             }
         });
         let peers = peers.collect();

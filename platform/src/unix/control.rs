@@ -53,13 +53,16 @@ impl Drop for Entry {
     }
 }
 
+/// Bytes read at once: what a node says of thousands of peers takes megabytes.
+const LONG: usize = 256 << 10;
+
 /// Asks a node: sends one line, returns the line it answers (at most `max` bytes of it), waits no longer than `limit`.
 pub fn ask(run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Duration) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(path(run_dir, interface))?;
     stream.set_read_timeout(Some(limit))?;
     stream.write_all(line)?;
     let mut answer = Vec::new();
-    io::BufReader::new(stream.take(max)).read_until(b'\n', &mut answer)?;
+    io::BufReader::with_capacity(LONG, stream.take(max)).read_until(b'\n', &mut answer)?;
     Ok(answer)
 }
 

@@ -1,7 +1,7 @@
 //! Keepalives of an exit's peers: on for those that are there, off for the crowd of those that are not.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use peervpn_platform::types::PeerConfig;
 
@@ -9,6 +9,7 @@ use super::Exit;
 use crate::join::peers::Peer;
 use crate::key::PublicKey;
 use crate::node::apply::Applier;
+use crate::node::control;
 use crate::tunnel::{self, keepalive};
 
 /// A peer's initiation reaches us before WireGuard has answered it: a keepalive switched on before that would start a
@@ -80,7 +81,7 @@ impl Exit<'_> {
         }
         self.keepalives.look = now + LOOK;
         let Ok(state) = self.wireguard.state(applier.interface()) else { return };
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let epoch = control::epoch();
         let gone = keepalive::given_up(&state.peers, &self.keepalives.on, epoch);
         tracing::debug!(peers = gone.len(), "silent peers are called no more");
         self.set_keepalives(&gone, 0, applier);
