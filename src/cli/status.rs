@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Context, Outcome, render, terminal};
 use crate::config::value;
 use crate::error::Failure;
-use crate::node::control::{self, Request, Response, Status};
+use crate::node::control::{self, Request, Response};
 
 /// How often `--watch` asks again.
 const EVERY: Duration = Duration::from_secs(2);
@@ -32,19 +32,28 @@ pub(super) struct StatusArgs {
 /// Asks every running node.
 pub(super) fn run(args: &StatusArgs, context: &Context) -> Outcome {
     loop {
-        let (nodes, failure) = ask(args, context);
+        if context.json {
+            let (nodes, failure) = ask(args, context, &|interface| control::status_json(&context.places, interface));
+            let written = terminal::to_stdout(|out| nodes.iter().try_for_each(|node| writeln!(out, "{node}")));
+            if nodes.is_empty() || !args.watch || !written {
+                return failure.map_or(Ok(()), Err);
+            }
+            std::thread::sleep(EVERY);
+            continue;
+        }
+        let (nodes, failure) =
+            ask(args, context, &|interface| match control::request(&context.places, interface, &Request::Status)? {
+                Response::Status(status) => Ok(status),
+                other => Err(super::unexpected(other)),
+            });
         if nodes.is_empty() {
             return failure.map_or(Ok(()), Err);
         }
         let written = terminal::to_stdout(|out| {
-            if args.watch && !context.json && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+            if args.watch && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
                 out.write_all(CLEAR.as_bytes())?;
             }
             for (index, node) in nodes.iter().enumerate() {
-                if context.json {
-                    render::json(out, node)?;
-                    continue;
-                }
                 if index > 0 {
                     writeln!(out)?;
                 }
@@ -59,8 +68,12 @@ pub(super) fn run(args: &StatusArgs, context: &Context) -> Outcome {
     }
 }
 
-/// The status of the node that was named, or of all; and what one of them said instead.
-fn ask(args: &StatusArgs, context: &Context) -> (Vec<Status>, Option<Failure>) {
+/// The status of the node that was named, or of all, as `one` asks for it; and what one of them said instead.
+fn ask<S>(
+    args: &StatusArgs,
+    context: &Context,
+    one: &dyn Fn(Option<&str>) -> Result<S, Failure>,
+) -> (Vec<S>, Option<Failure>) {
     let interfaces = match &args.interface {
         Some(interface) => vec![Some(interface.clone())],
         None => {
@@ -71,9 +84,8 @@ fn ask(args: &StatusArgs, context: &Context) -> (Vec<Status>, Option<Failure>) {
     };
     let (mut nodes, mut failure) = (Vec::new(), None);
     for interface in interfaces {
-        match control::request(&context.places, interface.as_deref(), &Request::Status) {
-            Ok(Response::Status(status)) => nodes.push(status),
-            Ok(other) => failure = Some(super::unexpected(other)),
+        match one(interface.as_deref()) {
+            Ok(status) => nodes.push(status),
             Err(error) => failure = Some(error),
         }
     }

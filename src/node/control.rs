@@ -464,11 +464,38 @@ pub fn meant(places: &Places, interface: Option<&str>) -> Result<String, Failure
 /// Asks the node on the interface that is [`meant`].
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
     let interface = meant(places, interface)?;
+    parse(&interface, &line(places, &interface, request)?)
+}
+
+/// The [`Status`] of the node on this interface as JSON, in the node's own words: thousands of peers need not be read and
+/// written once more to be passed on.
+pub fn status_json(places: &Places, interface: Option<&str>) -> Result<String, Failure> {
+    let interface = meant(places, interface)?;
+    let mut line = line(places, &interface, &Request::Status)?;
+    if line.starts_with(STATUS_HEAD) && line.ends_with(b"}\n") {
+        line.truncate(line.len() - 2);
+        line.drain(..STATUS_HEAD.len());
+        return String::from_utf8(line).map_err(|_| Failure::new("the running node's answer is no text", "try again"));
+    }
+    match parse(&interface, &line)? {
+        Response::Status(status) => Ok(serde_json::to_string(&status).expect("string keys only")),
+        other => Err(Failure::new(
+            format!("the running node gave an answer to another question: {other:?}"),
+            "update the program that runs the node, or this one: they are of different versions",
+        )),
+    }
+}
+
+/// How an answer to [`Request::Status`] begins.
+const STATUS_HEAD: &[u8] = br#"{"response":"status","answer":"#;
+
+/// Asks the node on this interface; the line that it answers.
+fn line(places: &Places, interface: &str, request: &Request) -> Result<Vec<u8>, Failure> {
     let refused = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
             Failure::new(format!("the node on {interface} answers root only"), "run it as root, for example with sudo")
         }
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused if orphaned(places, &interface) => {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused if orphaned(places, interface) => {
             Failure::new(
                 format!(
                     "no node runs on {interface}, but what it changed is still there: if it was connected with the kill \
@@ -488,8 +515,11 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
     };
     let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
     bytes.push(b'\n');
-    let line = os::control::ask(&places.run_dir, &interface, &bytes, MAX_ANSWER, ANSWER_LIMIT).map_err(refused)?;
-    let response = serde_json::from_slice(&line).map_err(|error| {
+    os::control::ask(&places.run_dir, interface, &bytes, MAX_ANSWER, ANSWER_LIMIT).map_err(refused)
+}
+
+fn parse(interface: &str, line: &[u8]) -> Result<Response, Failure> {
+    let response = serde_json::from_slice(line).map_err(|error| {
         Failure::new(
             format!("the node on {interface} ended without a sensible answer ({error})"),
             "peervpn status tells whether it still runs; if it does not: sudo peervpn recover",
@@ -545,4 +575,27 @@ pub fn failed(failure: Failure) -> Response {
 /// The time since the Unix epoch, as devices count.
 pub fn epoch() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_passed_on_as_the_node_wrote_it() {
+        let status = Status {
+            interface: "peervpn0".to_owned(),
+            mode: "exit".to_owned(),
+            backend: "kernel".to_owned(),
+            public_key: PublicKey([7; 32]),
+            port: 51820,
+            endpoints: Vec::new(),
+            peers: Vec::new(),
+            kill_switch: None,
+        };
+        let line = serde_json::to_vec(&Response::Status(status.clone())).unwrap();
+        let own_words = line.strip_prefix(STATUS_HEAD).and_then(|rest| rest.strip_suffix(b"}")).unwrap();
+        assert_eq!(own_words, serde_json::to_vec(&status).unwrap());
+        assert_eq!(parse("peervpn0", &line).unwrap(), Response::Status(status));
+    }
 }

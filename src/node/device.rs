@@ -27,8 +27,9 @@ pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
     }
     match program {
         Some(program) => {
-            // both spellings of "stay in the foreground" and "keep your privileges" that the known programs read
-            let mut envs = vec![("WG_SUDO", "1"), ("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")];
+            // both spellings of "stay in the foreground" and "keep your privileges" that the known programs read;
+            // boringtun 0.7 takes no 1
+            let mut envs = vec![("WG_SUDO", "true"), ("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")];
             let (name, more) = os::for_device(interface)?;
             envs.extend(more.iter().map(|(key, value)| (key.as_str(), value.as_str())));
             let error = launch::exec(program, &["-f", &name], &envs);

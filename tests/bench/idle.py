@@ -5,7 +5,7 @@ import glob
 import os
 import time
 
-from lab import Lab, inside, progress, row, run, stat
+from lab import Lab, inside, limit, progress, row, run, stat
 
 SECONDS = 60
 CLOCK = os.sysconf("SC_CLK_TCK")
@@ -66,8 +66,8 @@ def rows(_rounds):
             progress("an idle wireguard-go")
             others = measure(family(other.pid))
     found = []
-    for name, (value, unit, limit) in ours.items():
-        beside = {"limit": {"median": limit, "low": limit, "high": limit, "n": 0, "unit": unit}}
+    for name, (value, unit, most) in ours.items():
+        beside = {"limit": limit(most, unit)}
         if name in others:
             beside["wireguard-go"] = stat([others[name][0]], unit)
         found.append(row(f"idle exit, {backend} back end: {name}", stat([value], unit), beside, reach=1))

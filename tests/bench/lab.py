@@ -38,6 +38,11 @@ def stat(values, unit):
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "n": len(values), "unit": unit}
 
 
+def limit(value, unit):
+    """What something must not exceed, in a rival's place."""
+    return {"median": value, "low": value, "high": value, "n": 0, "unit": unit}
+
+
 def row(name, ours, others, better="lower", reach=None, note=""):
     """One line of the table: ours and others as `stat`s by name; the ratio is others' best to ours, above 1 is ours."""
     return {"name": name, "ours": ours, "others": others, "better": better, "reach": reach, "note": note}

@@ -8,7 +8,7 @@ import random
 import resource
 import time
 
-from lab import PORT, Failed, Lab, inside, progress, row, run, stat, timed
+from lab import PORT, Failed, Lab, inside, limit, progress, row, run, stat, timed
 from tunnels import milliseconds
 
 PEERS = 10_000
@@ -130,8 +130,7 @@ def many_peers(lab, rounds):
         if name in with_routes:
             others["and the same routes"] = stat(milliseconds(with_routes[name]), "ms")
         found.append(row(f"{PEERS} peers: {name}", stat(milliseconds(mine[name]), "ms"), others, reach=1 / 1.2))
-    limit = {"median": 30, "low": 30, "high": 30, "n": 0, "unit": "MiB"}
-    found.append(row(f"{PEERS} peers: resident memory", stat(memory, "MiB"), {"limit": limit}, reach=1))
+    found.append(row(f"{PEERS} peers: resident memory", stat(memory, "MiB"), {"limit": limit(30, "MiB")}, reach=1))
     return found
 
 
@@ -150,9 +149,9 @@ def crowds(lab, sizes):
         public_key, endpoint = exit_.connect.split("@")
         said = json.loads(run(*inside(lab.peer, CROWD, public_key, endpoint, size, "198.18.0.1")))
         exit_.down()
-        limit = 3.0 * size / 200
-        bound = {"median": limit, "low": limit, "high": limit, "n": 0, "unit": "s"}
-        found.append(row(f"{size} unknown peers at once, all in", stat([said["last_s"]], "s"), {"limit": bound}, reach=1,
+        # linear from 3 s for 200
+        beside = {"limit": limit(3.0 * size / 200, "s")}
+        found.append(row(f"{size} unknown peers at once, all in", stat([said["last_s"]], "s"), beside, reach=1,
                          note=f"{said['joined']} joined, half of them after {said['half_s']:.2f} s"))
     return found
 

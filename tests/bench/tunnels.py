@@ -3,7 +3,7 @@
 import os
 import time
 
-from lab import PEERVPN, Lab, Node, inside, interleave, progress, row, run, stat, timed
+from lab import PEERVPN, Lab, Node, inside, interleave, limit, progress, row, run, stat, timed
 
 ON_UML = os.environ.get("GUEST") == "uml"
 
@@ -92,8 +92,8 @@ def joining(lab, exit_, rounds, delay):
     known, unknown = stat(milliseconds(known), "ms"), stat(milliseconds(unknown), "ms")
     found = []
     if delay:
-        floor = {"median": 2 * delay, "low": 2 * delay, "high": 2 * delay, "n": 0, "unit": "ms"}
-        found.append(row(f"connect at {delay} ms round trip", known, {"floor: 2 round trips": floor}, reach=1 / 1.5))
+        floor = {"floor: 2 round trips": limit(2 * delay, "ms")}
+        found.append(row(f"connect at {delay} ms round trip", known, floor, reach=1 / 1.5))
     later = {**known, **{key: known[key] + delay for key in ("median", "low", "high")}}
     beside = {"known peer + 1 round trip": later} if delay else {"known peer": known}
     found.append(row(f"unknown peer, {delay} ms round trip", unknown, beside, reach=1 if delay else None))

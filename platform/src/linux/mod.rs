@@ -9,6 +9,7 @@ mod clock;
 #[path = "../unix/control.rs"]
 pub mod control;
 pub mod dns;
+mod exchange;
 mod host;
 #[path = "../unix/launch.rs"]
 pub mod launch;

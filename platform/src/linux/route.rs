@@ -8,6 +8,7 @@ use netlink_bindings::rt_route::{self, RtmFlag, RtmType, Rtmsg};
 use netlink_bindings::rt_rule::{self, FibRuleHdr, FrAct};
 use netlink_socket2::ReplyError;
 
+use super::exchange::{Answer, acknowledge_last, exchange};
 use super::host::{NetlinkHost, af, errno_of, refused};
 use crate::types::*;
 use crate::{Error, Result};
@@ -18,9 +19,8 @@ const TABLE_LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
 const RULE_INVERT: u32 = 2;
 /// Metric that the kernel gives an IPv6 route without one: `IP6_RT_PRIO_USER`, net/ipv6.h and ip-route(8).
 const V6_DEFAULT_METRIC: u32 = 1024;
-/// Requests in one sendmsg. Their acknowledgements must fit the socket's receive buffer together (208 KiB by default,
-/// about 1 KiB each); no multiple of 64, for which netlink-socket2 0.3.5 waits for too few of them.
-const BATCH: usize = 100;
+/// Requests in one write: about 100 KiB.
+const BATCH: usize = 2000;
 
 type Reply<T> = std::result::Result<T, ReplyError>;
 
@@ -255,22 +255,19 @@ impl NetlinkHost {
     }
 
     /// Sends a batch; on refusal tells which of its routes was refused first.
-    fn new_routes(&mut self, batch: &[(&Route, Option<u32>)]) -> std::result::Result<(), (usize, ReplyError)> {
-        let first = self.sock.reserve_seq(batch.len() as u32);
-        let mut chain = rt_route::Chained::new(first);
+    fn new_routes(batch: &[(&Route, Option<u32>)]) -> std::result::Result<(), (usize, std::io::Error)> {
+        let mut chain = rt_route::Chained::new(0);
         for (route, index) in batch {
             let mut request = chain.request().set_create().set_excl().op_newroute_do(&header_of(route));
             encode_new(request.encode(), route, *index);
         }
-        let chain = chain.finalize();
-        let mut replies = self.sock.request_chained(&chain).map_err(|e| (0, e.into()))?;
-        let mut accepted = 0;
-        // the kernel answers in order, one acknowledgement a request
-        while let Some(reply) = replies.recv() {
-            reply.map_err(|e| (accepted, e))?;
-            accepted += 1;
+        let mut chain = chain.finalize();
+        acknowledge_last(chain.buf_mut());
+        match exchange(libc::NETLINK_ROUTE, chain.buf()) {
+            Ok(Answer { error: 0, .. }) => Ok(()),
+            Ok(Answer { seq, error }) => Err((seq as usize, std::io::Error::from_raw_os_error(error))),
+            Err(error) => Err((0, error)),
         }
-        Ok(())
     }
 
     /// A batch is one system call, so the routes after a refused one in its batch may have been added.
@@ -289,8 +286,9 @@ impl NetlinkHost {
                 }
                 batch.push((route, index));
             }
-            self.new_routes(&batch)
-                .map_err(|(at, e)| refused(format!("add route {}", describe(batch[at.min(batch.len() - 1)].0)), e))?;
+            Self::new_routes(&batch).map_err(|(at, error)| {
+                Error::system(format!("add route {}", describe(batch[at.min(batch.len() - 1)].0)), error)
+            })?;
         }
         Ok(())
     }
