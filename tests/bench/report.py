@@ -26,9 +26,8 @@ def rival(found):
 def ratio(found, name):
     """Above 1: we are better."""
     ours, theirs = found["ours"]["median"], found["others"][name]["median"]
-    if not ours or not theirs:
-        return float("inf") if not ours else 0.0
-    return ours / theirs if found["better"] == "higher" else theirs / ours
+    above, below = (ours, theirs) if found["better"] == "higher" else (theirs, ours)
+    return above / below if below else float("inf")
 
 
 def table(groups):
