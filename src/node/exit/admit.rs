@@ -153,7 +153,10 @@ impl Exit<'_> {
                 out.event(&Event::Warning(format!("{error}; {}", error.hint().unwrap_or_default())));
             }
             Decision::Known => {
-                self.keepalives.heard(key, now);
+                // an invite's slot is known, too, and used but once
+                if self.store.get(&key).is_some() {
+                    self.keepalives.heard(key, now);
+                }
                 if self.checker.is_flooded() {
                     self.let_through(source, applier);
                 }
