@@ -592,6 +592,7 @@ mod tests {
             endpoints: Vec::new(),
             peers: Vec::new(),
             kill_switch: None,
+            initiations: None,
         };
         let line = serde_json::to_vec(&Response::Status(status.clone())).unwrap();
         let own_words = line.strip_prefix(STATUS_HEAD).and_then(|rest| rest.strip_suffix(b"}")).unwrap();
