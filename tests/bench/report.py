@@ -34,7 +34,7 @@ def table(groups):
     lines = ["| what | where | ours | beside | ratio | reach |", "|---|---|---|---|---|---|"]
     for where, found in rows(groups):
         beside = "; ".join(f"{name} {shown(stat)}" for name, stat in found["others"].items())
-        ratios = "; ".join(f"{ratio(found, name):.2f}" for name in found["others"])
+        ratios = "; ".join(f"{ratio(found, name):.2f}".replace("inf", "∞") for name in found["others"])
         reach = "–"
         if found["reach"]:
             # what is measured in two ways is judged by the first named; a choice of rivals by the best of them
