@@ -5,7 +5,9 @@
 //! 1. type 1, three zero bytes, exactly 148 bytes (WireGuard paper §5.4.2);
 //! 2. mac1, keyed with our public key (§5.4.4): drops noise and whoever doesn't know our key;
 //! 3. a token bucket per source and one in all; when that is empty, whoever asks for the second time has another one, so
-//!    that forged sources, each of which is seen once, keep nobody out for longer than the time between two questions;
+//!    that forged sources, each of which is seen once, keep nobody out for longer than the time between two questions.
+//!    Whoever sends each forged source twice fills that one as well; WireGuard's own remedy, a cookie that only the true
+//!    source gets (paper §5.3), would cost the newcomer another 5 s;
 //! 4. `es` opens the sender's static key; keys about which nothing is left to decide end here;
 //! 5. `ss` opens the timestamp, which proves possession of the private key; an older or equal timestamp of the same key
 //!    is a replay.

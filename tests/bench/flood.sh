@@ -48,13 +48,13 @@ sed -n 's/.*FLOOD //p' "$out" | tr -d '%,[]' | awk -v backend="$backend" '
   }
   function ratio(a, b) { return b > 0 ? sprintf("%.2f", a / b) : "-" }
   END {
-    print "| flood | back end | initiations/s | join ms: median, worst | known peer ms | of a steady stream arrives | TCP Mbit/s: quiet, flood, flood without node | flood / without node | memory kB | connections |"
-    print "|---|---|---|---|---|---|---|---|---|---|"
+    print "| flood | back end | initiations/s | join ms: median, worst | known peer ms | of a steady stream arrives | TCP Mbit/s: quiet, flood, flood without node | flood / without node | node busy | memory kB | connections |"
+    print "|---|---|---|---|---|---|---|---|---|---|---|"
     for (kind in kinds) {
       flood = median(all[kind, "mbit_flood"]); without = median(all[kind, "mbit_flood_without_node"])
-      printf "| %s | %s | %s | %s, %s | %s | %s %% | %s, %s, %s | %s | +%s | %s |\n", \
+      printf "| %s | %s | %s | %s, %s | %s | %s %% | %s, %s, %s | %s | %s %% | +%s | %s |\n", \
         kind == "WrongMac1" ? "wrong mac1" : "right mac1, random static key", backend, median(all[kind, "rate"]), \
         median(all[kind, "join_ms"]), most[kind, "join_ms"], median(all[kind, "known_ms"]), median(all[kind, "arriving"]), \
-        median(all[kind, "mbit_quiet"]), flood, without, ratio(flood, without), most[kind, "memory_kb"], most[kind, "connections"]
+        median(all[kind, "mbit_quiet"]), flood, without, ratio(flood, without), median(all[kind, "node_busy"]), most[kind, "memory_kb"], most[kind, "connections"]
     }
   }'

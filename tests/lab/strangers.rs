@@ -135,6 +135,15 @@ fn memory(pid: u32) -> u64 {
     line.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse().ok()).expect("a number")
 }
 
+/// Processor time of a process so far, in ms; proc_pid_stat(5).
+fn processor(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields = stat.rsplit(") ").next().expect("behind the name").split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
+    // a hundredth of a second each on every Linux
+    ticks * 10
+}
+
 /// Entries of the connection table of a namespace.
 fn connections(space: &Namespace) -> u64 {
     let count = space.run(|| std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack"));
@@ -224,7 +233,7 @@ fn under_flood(forgery: Forgery) {
         scope.spawn(|| stream(lab.peer(), &stop, &stream_sent));
         std::thread::sleep(Duration::from_secs(1));
         let quiet = arriving(&sink, &stream_sent);
-        let memory_before = memory(exit.id());
+        let (memory_before, busy_before) = (memory(exit.id()), processor(exit.id()));
         let start = Instant::now();
         scope.spawn(|| flood(&lab.internet, packets, lab.exit.public4, rate, &stop, &forged_sent));
         std::thread::sleep(Duration::from_secs(2));
@@ -241,6 +250,7 @@ fn under_flood(forgery: Forgery) {
         }
         let (mut node, again) = join_during_flood(&lab.peers[1], target);
         node.stop(libc::SIGINT);
+        let busy = (processor(exit.id()) - busy_before) * 100 / start.elapsed().as_millis().max(1) as u64;
         let (mut through, mut through_without_node) = (0, 0);
         if measured {
             through = throughput(&lab, lab.peer());
@@ -261,7 +271,7 @@ fn under_flood(forgery: Forgery) {
             "FLOOD {forgery:?} backend={} rate={achieved:.0} seconds={} join_ms={took:?} known_ms={again} \
              arriving_before={quiet}% arriving={loud}% arriving_late={late}% mbit_quiet={quiet_throughput} \
              mbit_flood={through} mbit_flood_without_node={through_without_node} memory_kb={memory_before}..{memory_after} \
-             connections={connections}",
+             node_busy={busy}% connections={connections}",
             crate::record::backend(),
             start.elapsed().as_secs(),
         );
