@@ -304,14 +304,16 @@ impl Exit<'_> {
     ) -> Option<control::Asked> {
         // what expired while no node ran
         self.tend_invites(applier);
+        let mut flooded = None;
         loop {
             tokio::select! {
                 () = signals.recv() => return None,
-                ready = tap.readable() => {
+                ready = admit::readable(tap, flooded) => {
                     let Ok(ready) = ready else { return None };
                     if self.initiations(tap.get_ref(), applier, out) {
                         ready.clear();
                     }
+                    flooded = self.checker.is_flooded().then(Instant::now);
                 }
                 asked = server.next() => {
                     if asked.request == Request::Down {
@@ -360,7 +362,7 @@ impl Exit<'_> {
     fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) -> bool {
         let mut buffer = [0; 256];
         // bounded, so that a flood leaves the loop to the others
-        for _ in 0..256 {
+        for _ in 0..512 {
             let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return true };
             self.initiation(payload, source, Instant::now(), applier, out);
         }

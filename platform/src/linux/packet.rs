@@ -13,7 +13,7 @@ use std::mem::size_of;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
@@ -26,8 +26,12 @@ use crate::{Error, Result};
 
 /// For [`InitiationTap::recv`]: no copied packet is longer.
 pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + INITIATION_LEN as usize;
-/// Of each socket, in bytes as the kernel counts them (bookkeeping included): some 100 packets.
-const RECEIVE_BUFFER: usize = 128 << 10;
+/// Of each socket, in bytes as the kernel counts them (bookkeeping included): some 300 packets. Any system grants it:
+/// `net.core.rmem_default` and `rmem_max` are 208 KiB, doubled by the kernel.
+const RECEIVE_BUFFER: usize = 400 << 10;
+
+/// How often a family that was found empty is passed over while the other one has packets.
+const STAY: u8 = 15;
 
 /// `linux/if_packet.h`, missing from libc.
 const PACKET_HOST: u32 = 0;
@@ -41,6 +45,8 @@ pub struct InitiationTap {
     v6: Socket,
     /// Which family is read first next time, so that a flood of one never hides the other.
     v6_first: AtomicBool,
+    /// For so many reads more: the other family was found empty.
+    stay: AtomicU8,
     drops: AtomicU64,
 }
 
@@ -61,22 +67,37 @@ impl InitiationTap {
         let v4 = open_socket(Family::V4, &filter(Family::V4, port, wanted)).map_err(tap)?;
         let v6 = open_socket(Family::V6, &filter(Family::V6, port, wanted)).map_err(tap)?;
         let epoll = epoll(&[&v4, &v6]).map_err(tap)?;
-        Ok(InitiationTap { epoll, v4, v6, v6_first: AtomicBool::new(false), drops: AtomicU64::new(0) })
+        Ok(InitiationTap {
+            epoll,
+            v4,
+            v6,
+            v6_first: AtomicBool::new(false),
+            stay: AtomicU8::new(0),
+            drops: AtomicU64::new(0),
+        })
     }
 
     /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
     /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes. `None`: nothing waits.
     pub fn recv<'a>(&self, buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
-        let v6_first = self.v6_first.fetch_xor(true, Ordering::Relaxed);
+        let stay = self.stay.load(Ordering::Relaxed);
+        self.stay.store(stay.saturating_sub(1), Ordering::Relaxed);
+        let v6_first = self.v6_first.load(Ordering::Relaxed) ^ (stay == 0);
+        self.v6_first.store(v6_first, Ordering::Relaxed);
         let mut order = [(&self.v4, Family::V4), (&self.v6, Family::V6)];
         if v6_first {
             order.reverse();
         }
         for (socket, family) in order {
             if let Some((source, payload)) = recv_from(socket, family, buf)? {
+                if (family == Family::V6) != v6_first {
+                    self.v6_first.store(family == Family::V6, Ordering::Relaxed);
+                    self.stay.store(STAY, Ordering::Relaxed);
+                }
                 return Ok(Some((source, &buf[payload])));
             }
         }
+        self.stay.store(0, Ordering::Relaxed);
         Ok(None)
     }
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::os;
+use peervpn_platform::os::packet::InitiationTap;
 use peervpn_platform::os::raw::RawStun;
+use peervpn_platform::os::ready::{Ready, Watched};
 use peervpn_platform::types::{PeerConfig, Route, RouteKind};
 use peervpn_platform::{Host as _, OUR_PROTOCOL};
 use tokio::sync::mpsc;
@@ -56,6 +58,9 @@ pub fn device_peer(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerConfig {
 /// A newcomer's initiation reaches us before WireGuard has worked on it. A peer that is installed in between has its
 /// initiation answered *and* gets ours, and both fail (see `call`): so wait until WireGuard has dropped it.
 const SETTLE: Duration = Duration::from_millis(5);
+/// During a flood initiations are looked at this often, many at a time, instead of waking for each. The tap has room for
+/// what 50,000 a second bring meanwhile.
+const LOOK: Duration = Duration::from_millis(4);
 /// Where many join at once, WireGuard has more to drop: they are installed together once no more come, but after this at
 /// the latest.
 const SETTLE_MAX: Duration = Duration::from_millis(100);
@@ -72,6 +77,17 @@ pub async fn due(admitted: &[(Peer, Instant)]) {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for initiations; `flooded`: when they were last looked at, if that was during a flood.
+pub async fn readable(
+    tap: &Watched<InitiationTap>,
+    flooded: Option<Instant>,
+) -> std::io::Result<Ready<'_, InitiationTap>> {
+    if let Some(looked) = flooded {
+        tokio::time::sleep_until((looked + LOOK).into()).await;
+    }
+    tap.readable().await
 }
 
 /// Newcomers asked about on the terminal, one at a time.
