@@ -27,16 +27,19 @@ need dnsmasq dnsmasq-base
 need dbus-daemon dbus-daemon
 need chattr e2fsprogs
 need sshd openssh-server
+need iptables-legacy iptables
 need ssh openssh-client
 need systemctl systemd
 need make make
 if [ "${1:-}" = --bench ]; then
   need iperf3 iperf3
 fi
-# only unpacked: installed, systemd-resolved would make itself this machine's resolver
+# only unpacked: installed, systemd-resolved would make itself this machine's resolver, and resolvconf takes openresolv's
+# place
 unpacked=/usr/local/lib/peervpn-tests
 unpack=
 [ -x /lib/systemd/systemd-resolved ] || [ -x $unpacked/lib/systemd/systemd-resolved ] || unpack=systemd-resolved
+[ -x $unpacked/sbin/resolvconf ] || unpack="$unpack resolvconf"
 [ -n "$missing$unpack" ] || exit 0
 if [ "${1:-}" = --check ]; then
   echo "missing:$missing${unpack:+ $unpack}"
@@ -59,6 +62,7 @@ fi
 [ -z "$missing" ] || apt-get install -q -y --no-install-recommends $missing
 if [ -n "$unpack" ]; then
   download=$(mktemp -d)
-  (cd "$download" && apt-get download -q $unpack && dpkg-deb -x ./*.deb $unpacked)
+  # shellcheck disable=SC2086
+  (cd "$download" && apt-get download -q $unpack && for package in ./*.deb; do dpkg-deb -x "$package" $unpacked; done)
   rm -rf "$download"
 fi

@@ -12,6 +12,15 @@ const DEPTH: usize = 16;
 /// Every rule of ours in a foreign chain has a comment that begins so.
 pub const MARK: &str = "peervpn:";
 
+/// Lists below `/proc/net` of the tables of legacy iptables, which nftables does not show, and their command.
+pub const LEGACY: [(&str, &str); 2] =
+    [("ip_tables_names", "iptables-legacy"), ("ip6_tables_names", "ip6tables-legacy")];
+
+/// What a person types where a legacy table drops what the node on that interface forwards.
+pub fn legacy_mend(command: &str, interface: &str) -> String {
+    format!("{command} -I FORWARD -i {interface} -j ACCEPT; {command} -I FORWARD -o {interface} -j ACCEPT")
+}
+
 /// The comment of the rules of the node on that interface.
 pub fn comment(interface: &str) -> String {
     format!("{MARK}{interface}")

@@ -305,12 +305,12 @@ fn firewall(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
         ),
         Err(_) => {}
     }
-    for (names, command) in [("ip_tables_names", "iptables-legacy"), ("ip6_tables_names", "ip6tables-legacy")] {
+    for (names, command) in foreign::LEGACY {
         if os::legacy_tables(names).iter().any(|table| table == "filter") {
             notes.note(
                 "firewall",
                 format!("{command} has rules, which cannot be seen from here and may drop what an exit forwards"),
-                format!("{command} -I FORWARD -i {interface} -j ACCEPT; {command} -I FORWARD -o {interface} -j ACCEPT"),
+                foreign::legacy_mend(command, interface),
             );
         }
     }

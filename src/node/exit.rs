@@ -33,6 +33,7 @@ use super::{
 use crate::config::{Accept, ExitOptions, Places};
 use crate::error::Failure;
 use crate::host::firewall::can_exit;
+use crate::host::foreign;
 use crate::host::lan::Lan;
 use crate::join::address::exit_addresses;
 use crate::join::admission::Admission;
@@ -175,11 +176,11 @@ async fn bring_up<'a>(
     for place in ground.applier.pass_firewalls()? {
         out.event(&Event::Step(place));
     }
-    for (tables, command) in [("ip_tables_names", "iptables-legacy"), ("ip6_tables_names", "ip6tables-legacy")] {
+    for (tables, command) in foreign::LEGACY {
         if peervpn_platform::os::legacy_tables(tables).iter().any(|table| table == "filter") {
             out.event(&Event::Warning(format!(
-                "{command} has rules that cannot be seen from here; if it drops forwarded packets, let ours pass: \
-                 {command} -I FORWARD -i {interface} -j ACCEPT; {command} -I FORWARD -o {interface} -j ACCEPT"
+                "{command} has rules that cannot be seen from here; if it drops forwarded packets, let ours pass: {}",
+                foreign::legacy_mend(command, &interface)
             )));
         }
     }

@@ -45,7 +45,7 @@ use ipnetwork::IpNetwork;
 pub use peervpn_platform::os::places;
 use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
-use peervpn_platform::types::{Backend, DeviceConfig, System};
+use peervpn_platform::types::{Backend, DeviceConfig, ProcessId, System};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 
 use apply::Applier;
@@ -122,6 +122,7 @@ impl Ground {
         mtu: u32,
     ) -> Result<Box<dyn WireGuard>, Failure> {
         let mut wireguard = os::wireguard(&self.backend)?;
+        let mut device = None;
         match self.backend {
             Backend::Kernel => {
                 // the driver switches it off for the whole host when its link comes up (drivers/net/wireguard/device.c,
@@ -130,7 +131,7 @@ impl Ground {
                 let redirects = Change::Sysctl { key, value: "0".to_owned(), beside: Vec::new() };
                 self.applier.make_all(vec![redirects, Change::Link { name: self.interface.clone() }])?;
             }
-            Backend::Userspace => self.start_device()?,
+            Backend::Userspace => device = Some(self.start_device()?),
         }
         if self.applier.mode() == "exit" && !self.applier.ipv6 {
             // peers may have IPv6: on a link that has none it would be swallowed instead of refused
@@ -142,11 +143,20 @@ impl Ground {
         }
         let addresses: Vec<IpNetwork> =
             addresses.iter().filter(|a| a.is_ipv4() || self.applier.ipv6).map(|a| IpNetwork::from(*a)).collect();
-        apply::bring_up(&mut self.applier.host, &mut *wireguard, &self.interface, config, &addresses, mtu)?;
+        let mut up = apply::bring_up(&mut self.applier.host, &mut *wireguard, &self.interface, config, &addresses, mtu);
+        if let (Err(peervpn_platform::Error::Unexpected { .. }), Some(id)) = (&up, device) {
+            // gotatun 0.10 gives its tasks 5 s to hand the link over when key and port come, then panics: on a machine
+            // that is busy enough, the device hangs up
+            tracing::warn!("the userspace device hung up: another one takes its place");
+            undo::device(&mut self.applier.host, &id, &self.interface)?;
+            self.start_device()?;
+            up = apply::bring_up(&mut self.applier.host, &mut *wireguard, &self.interface, config, &addresses, mtu);
+        }
+        up?;
         Ok(wireguard)
     }
 
-    fn start_device(&mut self) -> Result<(), Failure> {
+    fn start_device(&mut self) -> Result<ProcessId, Failure> {
         if let Some(owner) = process::uapi_owner(&self.interface) {
             return Err(Failure::new(
                 format!("a userspace WireGuard device named {} runs already (process {})", self.interface, owner.pid),
@@ -161,7 +171,8 @@ impl Ground {
             args.extend(["--program".into(), program.into()]);
         }
         let held = process::spawn_held(&exe, &args, &[], None)?;
-        self.applier.adopt_process(held.id.clone())?;
+        let id = held.id.clone();
+        self.applier.adopt_process(id.clone())?;
         held.release()?;
         process::wait_uapi(&self.interface, DEVICE_START).map_err(|error| {
             Failure::new(
@@ -170,7 +181,7 @@ impl Ground {
             )
         })?;
         self.applier.host.mark_link(&self.interface)?;
-        Ok(())
+        Ok(id)
     }
 }
 

@@ -11,6 +11,10 @@ use super::undo::{self, Leftovers};
 use crate::config::Places;
 use crate::error::Failure;
 
+/// What can't be known without a journal.
+const UNMARKED: &str = "Kernel settings and files carry no mark: look at net.ipv4.conf.*.forwarding, \
+                        net.ipv6.conf.*.forwarding and /etc/resolv.conf";
+
 /// What `recover` did.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Recovered {
@@ -56,7 +60,13 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
     if done.interfaces.is_empty() && done.running.is_empty() && only.is_none() {
         done.running = others();
         if done.running.is_empty() {
-            done.left.extend(undo::sweep(&mut host).0);
+            let (left, found) = undo::sweep(&mut host);
+            done.left.extend(left.0);
+            if found {
+                out.event(&Event::Warning(format!(
+                    "there is no journal of the node that was here: whatever carries our marks is deleted. {UNMARKED}"
+                )));
+            }
         }
     }
     if done.left.is_empty() { Ok(done) } else { Err(apply::not_restored(&Leftovers(done.left))) }
@@ -78,7 +88,7 @@ pub(super) fn orphan(
     let others = others();
     let did = match others.as_slice() {
         [] => {
-            left.0.extend(undo::sweep(host).0);
+            left.0.extend(undo::sweep(host).0.0);
             "undid the rest and whatever carries our marks"
         }
         others => {
@@ -87,8 +97,7 @@ pub(super) fn orphan(
         }
     };
     out.event(&Event::Warning(format!(
-        "line {line} of the journal is damaged: {did}; kept as {}. Kernel settings carry no mark: look at \
-         net.ipv4.conf.*.forwarding and net.ipv6.conf.*.forwarding",
+        "line {line} of the journal is damaged: {did}; kept as {}. {UNMARKED}",
         kept.display()
     )));
     Ok(left)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use peervpn_platform::files;
 use peervpn_platform::os::{self, SystemHost};
+use peervpn_platform::types::ProcessId;
 use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::apply::unwritable;
@@ -92,8 +93,8 @@ pub fn journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journ
 }
 
 /// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
-/// case that no journal tells. Kernel settings carry no mark.
-pub fn sweep(host: &mut SystemHost) -> Leftovers {
+/// case that no journal tells. Kernel settings carry no mark. Also whether there was anything.
+pub fn sweep(host: &mut SystemHost) -> (Leftovers, bool) {
     let mut left = Leftovers::default();
     let mut undos = Vec::new();
     match (host.links(), host.routes(), host.rules()) {
@@ -106,9 +107,6 @@ pub fn sweep(host: &mut SystemHost) -> Leftovers {
                 undos.push(Undo::SystemDns { interface: link.name.clone() });
                 undos.push(Undo::Link { name: link.name });
             }
-            let interface = crate::config::DEFAULT_INTERFACE.to_owned();
-            undos.push(Undo::Firewall { name: firewall::table_name(&interface) });
-            undos.push(Undo::SystemDns { interface });
             undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
             undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
             match host.seen_chains() {
@@ -123,9 +121,13 @@ pub fn sweep(host: &mut SystemHost) -> Leftovers {
             left.0.extend(errors.into_iter().flatten().map(|e| chain(&e)));
         }
     }
+    let found = !undos.is_empty();
+    // what the default interface has beside its link can't be seen everywhere: taken back last, unseen
+    let interface = crate::config::DEFAULT_INTERFACE.to_owned();
+    undos.splice(0..0, [Undo::Firewall { name: firewall::table_name(&interface) }, Undo::SystemDns { interface }]);
     left.0.extend(each(host, &undos, None).0);
     left.0.extend(host.delete_marked().err().map(|error| chain(&error)));
-    left
+    (left, found)
 }
 
 /// `log` is the journal that the undos are in; there is none for a sweep.
@@ -170,20 +172,7 @@ fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> 
             }
             _ => Ok(()),
         },
-        Undo::Process { id, interface } => {
-            os::process::terminate(id, DEVICE_GRACE)?;
-            os::process::remove_uapi_socket(interface)?;
-            // a TUN link dies with its process; wait until it has
-            for _ in 0..50 {
-                match host.link(interface)? {
-                    Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    _ => break,
-                }
-            }
-            Ok(())
-        }
+        Undo::Process { id, interface } => device(host, id, interface),
         Undo::Firewall { name } => host.delete_firewall(name),
         Undo::Route(route) => host.delete_route(route),
         Undo::Rule(rule) => host.delete_rule(rule),
@@ -217,6 +206,22 @@ fn put_settings(host: &mut SystemHost, values: &[(String, String)]) -> Result<()
         match host.set_sysctl(key, value) {
             Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => {}
             other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Ends a userspace device.
+pub fn device(host: &mut SystemHost, id: &ProcessId, interface: &str) -> Result<(), Error> {
+    os::process::terminate(id, DEVICE_GRACE)?;
+    os::process::remove_uapi_socket(interface)?;
+    // a TUN link dies with its process; wait until it has
+    for _ in 0..50 {
+        match host.link(interface)? {
+            Some(link) if link.alias.as_deref() == Some(OUR_ALIAS) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => break,
         }
     }
     Ok(())

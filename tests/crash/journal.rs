@@ -203,8 +203,11 @@ lab_tests! {
             let mut victim = Victim::new(mode);
             victim.killed();
             fs::remove_file(victim.journal()).expect("remove the journal");
-            recover(&victim, 0);
+            let said = recover(&victim, 0);
+            assert!(said.stderr.contains("there is no journal") && said.stderr.contains("carry no mark"), "{}", said.all());
             victim.assert_restored_by_marks("recovered without a journal");
+            let said = recover(&victim, 0);
+            assert!(!said.stderr.contains("there is no journal"), "{}", said.all());
             let mut victim = Victim::new(mode);
             victim.killed();
             fs::write(victim.journal(), "not a journal\n\n\u{0}\n").expect("write the journal");

@@ -186,6 +186,33 @@ lab_tests! {
         Scene::with_own_etc(script).round("was written by resolvconf");
     }
 
+    /// Debian's own, which openresolv keeps from being installed beside it.
+    fn dns_by_debians_resolvconf("dnsmasq", "resolvconf") {
+        const UNPACKED: &str = "/usr/local/lib/peervpn-tests";
+        if !Path::new(UNPACKED).join("sbin/resolvconf").exists() {
+            println!("SKIP: Debian's resolvconf (tests/install-deps.sh)");
+            return;
+        }
+        let script = format!(
+            "mount --bind {UNPACKED}/sbin/resolvconf $(command -v resolvconf)\n\
+             mount --bind {UNPACKED}/lib/resolvconf /lib/resolvconf\n\
+             rm -rf /etc/resolvconf; cp -a {UNPACKED}/etc/resolvconf /etc/resolvconf\n\
+             mkdir -p /run/resolvconf/interface; resolvconf --enable-updates\n\
+             ln -s ../run/resolvconf/resolv.conf /etc/resolv.conf\n\
+             echo nameserver 192.168.1.1 | resolvconf -a eth0.dhclient\ngrep -q 192.168.1.1 /etc/resolv.conf"
+        );
+        Scene::with_own_etc(&script).round("Debian's resolvconf is there; /etc/resolv.conf was written by resolvconf");
+    }
+
+    /// dnsmasq on the peer itself, which forwards to the LAN's.
+    fn dns_by_a_local_dnsmasq("dnsmasq") {
+        let script = "dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --server=192.168.1.1 --cache-size=0 \
+                      --listen-address=127.0.0.1 --bind-interfaces --user=root --pid-file= < /dev/null > /dev/null 2>&1\n\
+                      echo nameserver 127.0.0.1 > /etc/resolv.conf\n\
+                      i=0; until getent ahostsv4 up.test >/dev/null; do i=$((i+1)); [ $i -lt 50 ]; sleep 0.1; done";
+        Scene::with_own_etc(script).round("is a file: replaced");
+    }
+
     fn dns_by_systemd_resolved("dnsmasq", "dbus-daemon") {
         let Some(resolved) = systemd_resolved() else {
             println!("SKIP: systemd-resolved (tests/install-deps.sh)");

@@ -92,6 +92,33 @@ lab_tests! {
 
     fn an_exit_beside_firewalld() { neighbour("firewalld.nft") }
 
+    /// nftables can't see a firewall in legacy tables: the exit and doctor name the commands that let it pass, and they do.
+    fn an_exit_beside_a_legacy_firewall("iptables-legacy", "ip6tables-legacy") {
+        let lab = Lab::without_stun(Nat::Open, &[Nat::PortRestricted.into()]);
+        let host = &lab.exit.host;
+        let drop = "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD DROP";
+        if !host.command("sh").args(["-c", drop]).output().expect("start sh").status.success() {
+            println!("SKIP: legacy iptables in this kernel");
+            return;
+        }
+        let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+        let (mut peer, _) = join(lab.peer(), &ready, &["--no-stun"]);
+        for web in crate::topology::WEB {
+            assert!(lab.peer().whoami(web).is_err(), "{web} is reached without the mending command");
+        }
+        let log = exit.log();
+        let mends: Vec<&str> = log.lines().filter_map(|line| line.split_once("let ours pass: ")).map(|(_, mend)| mend).collect();
+        assert_eq!(mends.len(), 2, "{log}");
+        let doctor = lab.exit.run(&["doctor", "--interface", "peervpn0"]).all();
+        for mend in mends {
+            assert!(doctor.contains(mend), "no “{mend}” in\n{doctor}");
+            host.output("sh", &["-ec", mend]);
+        }
+        assert_leaves_through_exit(&lab, lab.peer());
+        peer.stop(libc::SIGTERM);
+        exit.stop(libc::SIGTERM);
+    }
+
     /// Their marks, tables and priorities stay theirs, and what only they reach is reached.
     fn connect_beside_the_rules_of_tailscale_and_mwan3() {
         let lab = Lab::without_stun(Nat::Open, &[Nat::PortRestricted.into(), Nat::Open.into()]);

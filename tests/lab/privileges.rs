@@ -4,6 +4,7 @@ use std::fs;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::node::Node;
@@ -21,16 +22,30 @@ fn field(status: &str, name: &str) -> u64 {
     u64::from_str_radix(value.expect(name).trim(), 16).expect(name)
 }
 
-/// The status of every thread of every process of ours at a site, with the command line of its process.
-fn threads(site: &Site) -> Vec<(String, String)> {
+/// Sends a signal to every process of ours at a site.
+pub fn signal(site: &Site, signal: i32) {
+    for path in processes(site) {
+        let pid = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()).expect("a process ID");
+        // SAFETY: a signal to a process seen in a namespace of the lab's.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Directories below `/proc` of the processes of ours at a site.
+fn processes(site: &Site) -> Vec<PathBuf> {
     let net = site.host.run(|| fs::metadata("/proc/thread-self/ns/net").expect("ours").ino());
     let processes = fs::read_dir("/proc").expect("procfs").flatten().map(|entry| entry.path());
-    let ours = processes.filter(|path| {
+    let ours = |path: &PathBuf| {
         fs::metadata(path.join("ns/net")).is_ok_and(|found| found.ino() == net)
             && fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("peervpn"))
-    });
+    };
+    processes.filter(ours).collect()
+}
+
+/// The status of every thread of every process of ours at a site, with the command line of its process.
+fn threads(site: &Site) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    for path in ours {
+    for path in processes(site) {
         let line = fs::read(path.join("cmdline")).expect("a process of ours");
         let line = String::from_utf8(line).expect("text").replace('\0', " ");
         for thread in fs::read_dir(path.join("task")).expect("its threads").flatten() {

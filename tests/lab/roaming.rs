@@ -55,6 +55,39 @@ lab_tests! {
         exit.stop(libc::SIGINT);
     }
 
+    /// A laptop sleeps, node and device alike, and wakes in another network; or in the same, whose router was restarted.
+    fn a_peer_that_slept_is_back_at_once() {
+        let mut lab = Lab::new(Nat::FullCone, &[Nat::PortRestricted.into()]);
+        let (mut exit, ready) = open_exit(&lab, &[]);
+        let (mut peer, _) = join(lab.peer(), &ready, &[]);
+        assert_leaves_through_exit(&lab, lab.peer());
+        for (elsewhere, asleep) in [(true, 12), (false, 3), (true, 3)] {
+            crate::privileges::signal(lab.peer(), libc::SIGSTOP);
+            if elsewhere {
+                let old = lab.peers[0].host4;
+                let mut octets = old.octets();
+                octets[3] += 1;
+                let new = std::net::Ipv4Addr::from(octets);
+                let routes = lab.peer().host.output("ip", &["-4", "route", "show", "default", "table", "main"]);
+                lab.peer().host.ip(&format!(
+                    "addr del {old}/24 dev eth0\naddr add {new}/24 dev eth0\nroute replace {}\n",
+                    routes.trim()
+                ));
+                lab.peers[0].host4 = new;
+            }
+            if asleep > 3 {
+                lab.peers[0].renumber();
+            } else {
+                lab.peers[0].forget_mappings();
+            }
+            std::thread::sleep(Duration::from_secs(asleep));
+            crate::privileges::signal(lab.peer(), libc::SIGCONT);
+            println!("elsewhere: {elsewhere}, asleep {asleep} s: back after {:.1} s", back(&lab, lab.peer(), 12));
+        }
+        peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
     /// The exit was away and comes back: it remembers its peers and where they were, and calls them.
     fn an_exit_that_was_away_has_its_peer_back_without_anyone_typing() {
         let lab = Lab::new(Nat::FullCone, &[Nat::PortRestricted.into()]);
