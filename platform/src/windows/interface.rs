@@ -180,10 +180,7 @@ pub(super) fn add_address(link: &str, prefix: IpNetwork) -> Result<()> {
 
 /// A link's settings for one family; `None` if it does not have that family.
 pub(super) fn family_entry(luid: u64, family: Family) -> Result<Option<MIB_IPINTERFACE_ROW>> {
-    let mut row = MIB_IPINTERFACE_ROW::default();
-    // SAFETY: the row is ours; this sets every field to its default.
-    unsafe { InitializeIpInterfaceEntry(&raw mut row) };
-    row.Family = af(family);
+    let mut row = MIB_IPINTERFACE_ROW { Family: af(family), ..Default::default() };
     row.InterfaceLuid.Value = luid;
     // SAFETY: the row names link and family, and is filled in.
     match unsafe { GetIpInterfaceEntry(&raw mut row) } {
