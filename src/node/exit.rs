@@ -249,7 +249,7 @@ async fn bring_up<'a>(
         admitted: Vec::new(),
         tending: invites::Tending::new(),
         calls: Vec::new(),
-        keepalives: keepalive::Keepalives::new(store.peers()),
+        keepalives: keepalive::Keepalives::new(&ground.backend, store.peers()),
         options,
         places,
         checker: Checker::new(&ground.key),

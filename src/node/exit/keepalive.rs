@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use peervpn_platform::types::PeerConfig;
+use peervpn_platform::types::{Backend, PeerConfig};
 
 use super::Exit;
 use crate::join::peers::Peer;
@@ -20,6 +20,8 @@ const LOOK: Duration = keepalive::SILENT;
 
 /// Whose keepalive is on.
 pub struct Keepalives {
+    /// Userspace devices lose a peer's session by any setting of it: there, what a peer came with stays.
+    switchable: bool,
     on: HashSet<[u8; 32]>,
     coming: Vec<(PublicKey, Instant)>,
     look: Instant,
@@ -27,9 +29,9 @@ pub struct Keepalives {
 
 impl Keepalives {
     /// At the start those whose endpoint is known are called.
-    pub fn new<'a>(peers: impl Iterator<Item = &'a Peer>) -> Keepalives {
+    pub fn new<'a>(backend: &Backend, peers: impl Iterator<Item = &'a Peer>) -> Keepalives {
         let on = peers.filter(|peer| peer.endpoint.is_some()).map(|peer| peer.public_key.0).collect();
-        Keepalives { on, coming: Vec::new(), look: Instant::now() + LOOK }
+        Keepalives { switchable: *backend == Backend::Kernel, on, coming: Vec::new(), look: Instant::now() + LOOK }
     }
 
     /// The device has this peer with its endpoint, and a keepalive.
@@ -44,18 +46,18 @@ impl Keepalives {
 
     /// A known peer has initiated a handshake.
     pub fn heard(&mut self, key: PublicKey, now: Instant) {
-        if !self.on.contains(&key.0) && self.coming.iter().all(|(coming, _)| *coming != key) {
+        if self.switchable && !self.on.contains(&key.0) && self.coming.iter().all(|(coming, _)| *coming != key) {
             self.coming.push((key, now + ANSWERED));
         }
     }
 
-    /// Everyone whose keepalive is on.
+    /// Everyone whose keepalive is on and can be switched.
     pub fn on(&self) -> impl Iterator<Item = &[u8; 32]> {
-        self.on.iter()
+        self.on.iter().filter(|_| self.switchable)
     }
 
     fn next(&self) -> Option<Instant> {
-        let look = (!self.on.is_empty()).then_some(self.look);
+        let look = (self.switchable && !self.on.is_empty()).then_some(self.look);
         self.coming.iter().map(|(_, due)| *due).chain(look).min()
     }
 }

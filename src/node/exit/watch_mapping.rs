@@ -6,7 +6,7 @@ use crate::node::PROBES;
 use crate::node::apply::Applier;
 use crate::node::event::{Event, Output};
 use crate::tunnel;
-use peervpn_platform::types::{Backend, Family, RouteLookup};
+use peervpn_platform::types::{Family, RouteLookup};
 use peervpn_platform::{Error, Host};
 
 /// How packets to the internet leave, a family each.
@@ -96,11 +96,8 @@ impl Exit<'_> {
     }
 
     /// Peers learn our new endpoint from the next packet we send. Switching the keepalive off and on makes the kernel
-    /// send one at once instead of within 25 s; the userspace devices would lose their sessions by it.
+    /// send one at once instead of within 25 s.
     fn show_peers_the_new_way(&mut self, applier: &Applier) {
-        if self.backend != Backend::Kernel.to_string() {
-            return;
-        }
         let there: Vec<_> = self.keepalives.on().copied().collect();
         for keepalive in [0, tunnel::KEEPALIVE] {
             self.set_keepalives(&there, keepalive, applier);
