@@ -523,6 +523,10 @@ impl Connected {
 
     /// Another program has been at routes, rules or the firewall.
     fn put_back(&mut self, applier: &mut Applier, out: &mut dyn Output) {
+        // macOS: routes by a gateway that has gone are replaced, not put back
+        if os::SYSTEM == System::Macos {
+            self.steer(applier, out);
+        }
         settle::put_back(applier, out);
         self.steer(applier, out);
     }

@@ -218,12 +218,13 @@ impl Guard {
 
     /// Lets the LAN through that this host is on now.
     pub fn follow_lan(&mut self, applier: &mut Applier) -> Result<(), Failure> {
-        let lan = self.lan_now(applier)?;
-        if lan == self.lan {
+        let (lan, uplinks) = (self.lan_now(applier)?, self.uplinks_now(applier)?);
+        if lan == self.lan && uplinks == self.around.uplinks {
             return Ok(());
         }
         tracing::info!(?lan, "the LAN has changed");
         self.lan = lan;
+        self.around.uplinks = uplinks;
         applier.make(self.change()?)
     }
 

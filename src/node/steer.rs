@@ -12,7 +12,7 @@ use peervpn_platform::types::{Family, Route, RouteKind, System};
 use super::apply::Applier;
 use super::event::{Event, Output};
 use super::guard::Guard;
-use super::{PROBES, carrier};
+use super::{PROBES, carrier, roam};
 use crate::config::ConnectOptions;
 use crate::error::Failure;
 use crate::host::{Change, Numbers, numbers, sysctls};
@@ -172,7 +172,9 @@ impl Steering {
         guard: &mut Guard,
         out: &mut dyn Output,
     ) -> Result<(), Failure> {
-        if os::SYSTEM == System::Macos {
+        if os::SYSTEM == System::Macos
+            && roam::way(&mut applier.host, endpoint, self.numbers.fwmark, &self.interface).is_some()
+        {
             // another gateway, or another endpoint
             let routes = self.single(os::SYSTEM, endpoint, applier)?;
             let beside = |route: &Route| route.oif.as_deref() != Some(self.interface.as_str());

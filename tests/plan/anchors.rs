@@ -214,6 +214,7 @@ fn nothing_leaves_beside_the_tunnel_but_what_must() {
         (Packet { interface: "en7", ..HERE }, "return"),
         (tunnel, "pass"),
         (Packet { interface: "en0", ..tunnel }, "drop"),
+        (Packet { protocol: "udp", ports: (51820, 51820), ..tunnel }, "drop"),
         (outer, "pass"),
         (Packet { from: "2001:db8:1::7", to: "2001:db8:9::9", ..outer }, "pass"),
         (Packet { ports: (51821, 51820), ..outer }, "return"),

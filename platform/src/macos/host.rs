@@ -417,18 +417,22 @@ impl Host for SystemHost {
         };
         let source = match source_by(entry.index, destination) {
             Ok(source) => source,
-            // an interface without an address of that family
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::AddrNotAvailable
-                        | io::ErrorKind::NetworkUnreachable
-                        | io::ErrorKind::HostUnreachable
-                ) =>
-            {
-                return Ok(None);
+            Err(error) => {
+                // the kernel gives none to a socket bound to the interface: the first address that fits, if there is one
+                tracing::debug!(%error, op = %operation, iface = link.name, "no source address by the kernel's choice");
+                let fits = |found: &Address| {
+                    let address = found.address.ip();
+                    let usable = match address {
+                        IpAddr::V4(_) => true,
+                        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+                    };
+                    found.ifindex == entry.index && Family::of(&address) == Family::of(&destination) && usable
+                };
+                match self.addresses()?.into_iter().find(fits) {
+                    Some(found) => found.address.ip(),
+                    None => return Ok(None),
+                }
             }
-            Err(e) => return Err(Error::system(operation, e)),
         };
         Ok(Some(RouteLookup {
             ifindex: entry.index,

@@ -160,6 +160,7 @@ impl Tap {
             }
             there
         });
+        let mut refused = None;
         for (interface, index) in ups {
             if devices.iter().any(|device| device.interface == interface) {
                 continue;
@@ -170,14 +171,17 @@ impl Tap {
                     devices.push(device);
                 }
                 Ok(None) => {}
-                // it has gone already, or can't be looked at
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENETDOWN | libc::EINVAL)) => {
+                // it has gone already, or is of a kind that nobody can look at
+                Err(e) => {
                     tracing::debug!(iface = interface, error = %e, "no packets are copied from this interface");
+                    refused = Some(e);
                 }
-                Err(e) => return Err(e),
             }
         }
-        Ok(())
+        match refused {
+            Some(error) if devices.is_empty() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Reads what devices have, until nothing is ready or enough waits.

@@ -207,6 +207,13 @@ impl ConnectPolicy<'_> {
         let mut rules = Rules::default();
         clamp(&mut rules, around.mtu);
         own_addresses(&mut rules, addresses(self.v4, self.v6));
+        if let Some(port) = around.port {
+            rules.comment("outer packets: never into the tunnel that they make, whatever the routes say");
+            for inet in ["inet", "inet6"] {
+                rules
+                    .add(format_args!("block drop out quick on {TUNNEL} {inet} proto udp from any port {port} to any"));
+            }
+        }
         self.answers(&mut rules, around);
         if self.refuse_v6 {
             rules.comment("the exit has no IPv6");
