@@ -79,7 +79,7 @@ mod tests {
                 "set net.inet6.ip6.forwarding to 1",
             ]
         );
-        let Some(Change::Sysctl { beside, .. }) = changes.get(3) else { panic!() };
+        let Some(Change::Sysctl { beside, .. }) = changes.get(4) else { panic!() };
         assert_eq!(beside.len(), 4, "default and every link but the tunnel: {beside:?}");
     }
 
