@@ -65,8 +65,9 @@ sleep 3
 switches() { # PID
   cat /proc/"$1"/task/*/status | awk '/^voluntary/ { sum += $2 } END { print sum }'
 }
-ticks() { # PID: user and system time
-  sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'
+used() { # PID: microseconds of processor time; where the kernel does not say so exactly, in clock ticks
+  cat "/proc/$1"/task/*/schedstat 2>/dev/null | awk '{ sum += $1 } END { if (!sum) exit 1; printf "%d\n", sum / 1000 }' ||
+    sed 's/.*) //' "/proc/$1/stat" | awk -v hz="$(getconf CLK_TCK)" '{ printf "%d\n", ($12 + $13) * 1000000 / hz }'
 }
 measure() { # NAME ARG…
   local name=$1 pid i
@@ -81,12 +82,12 @@ measure() { # NAME ARG…
   sleep 3
   local before used
   local resident
-  before=$(switches "$pid") used=$(ticks "$pid")
+  before=$(switches "$pid") used=$(used "$pid")
   sleep "$seconds"
   resident=$(awk '/^VmRSS/ { print $2 }' "/proc/$pid/status")
-  before=$(($(switches "$pid") - before)) used=$(($(ticks "$pid") - used))
-  printf '%-20s %6.1f wake-ups a minute %6d ms of processor time in %d s, %.1f MiB resident\n' "$name" \
-    "$(awk "BEGIN { print $before * 60 / $seconds }")" $((used * 1000 / $(getconf CLK_TCK))) "$seconds" \
+  before=$(($(switches "$pid") - before)) used=$(($(used "$pid") - used))
+  printf '%-20s %6.1f wake-ups a minute %6.2f s of processor time an hour, %.1f MiB resident\n' "$name" \
+    "$(awk "BEGIN { print $before * 60 / $seconds }")" "$(awk "BEGIN { print $used * 3600 / 1000000 / $seconds }")" \
     "$(awk "BEGIN { print $resident / 1024 }")"
   kill -INT "$pid"
   wait "$pid"
