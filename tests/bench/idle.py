@@ -53,7 +53,7 @@ def rows(_rounds):
     guest = os.environ.get("GUEST")
     with Lab() as lab:
         backend = "kernel" if guest else "userspace"
-        exit_ = lab.start_exit("--backend", backend)
+        exit_ = lab.start_exit("--interface", "pvbidle", "--backend", backend)
         time.sleep(3)
         progress(f"an idle exit, {backend} back end, for {SECONDS} s")
         ours = measure(family(exit_.process.pid))

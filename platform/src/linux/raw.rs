@@ -139,7 +139,8 @@ fn send_from(socket: &Socket, source: IpAddr, to: SocketAddr, datagram: &[u8]) -
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = control.0.len();
+    // size_t, or socklen_t with musl
+    message.msg_controllen = control.0.len() as _;
     // SAFETY: the control buffer is aligned and longer than either message; CMSG_* compute positions inside it; the
     // kernel only reads, from memory that lives through the call.
     let sent = unsafe {
