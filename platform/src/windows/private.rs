@@ -1,13 +1,14 @@
 //! What [`crate::files`] needs from Windows: access control lists, reparse points, sharing.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::windows::fs::OpenOptionsExt;
 use std::os::windows::io::FromRawHandle;
 use std::path::Path;
 use std::ptr::null_mut;
+use std::time::Duration;
 
-use windows_sys::Win32::Foundation::{GENERIC_READ, GENERIC_WRITE, INVALID_HANDLE_VALUE};
+use windows_sys::Win32::Foundation::{ERROR_SHARING_VIOLATION, GENERIC_READ, GENERIC_WRITE, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::Storage::FileSystem::{
     CREATE_NEW, CreateDirectoryW, CreateFileW, FILE_ATTRIBUTE_NORMAL, FILE_FLAG_OPEN_REPARSE_POINT, FILE_SHARE_READ,
     FILE_SHARE_WRITE, OPEN_ALWAYS,
@@ -78,9 +79,27 @@ pub(crate) fn create_new(path: &Path, mode: u32) -> io::Result<File> {
     careful().write(true).create_new(true).open(path)
 }
 
+/// How often a log is tried to be opened that somebody is about to remove, and the pause between two tries.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Opens a log.
 pub(crate) fn open_log(path: &Path) -> io::Result<File> {
-    open_private(path, FILE_SHARE_READ | FILE_SHARE_WRITE, OPEN_ALWAYS)
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match open_private(path, FILE_SHARE_READ | FILE_SHARE_WRITE, OPEN_ALWAYS) {
+            Err(error) if tries < TRIES && (in_use(&error) || error.kind() == ErrorKind::PermissionDenied) => {
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Somebody has it open and does not share what is asked for.
+fn in_use(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(ERROR_SHARING_VIOLATION as i32)
 }
 
 /// Whether `path` still names this file: nobody removes a log while it is open, since nobody shares the right to.
@@ -93,11 +112,15 @@ pub(crate) fn lock_holder(_file: &File) -> Option<u32> {
     None
 }
 
-/// Closes a file, then removes it: Windows removes none that is open like a log. Should another process open it in
-/// between, the removal fails and says so.
+/// Empties a file, closes it, then removes it: Windows removes none that is open like a log. If another process opened it
+/// in between, it stays, empty, and is that one's.
 pub(crate) fn remove_open(file: File, path: &Path) -> io::Result<()> {
+    file.set_len(0)?;
     drop(file);
-    fs::remove_file(path)
+    match fs::remove_file(path) {
+        Err(error) if in_use(&error) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]
