@@ -106,7 +106,7 @@ fn every_point_of_a_takeover() {
         }
     }
     assert!(kills > 20, "only {kills} kills");
-    println!("crash matrix, takeover: {kills} kills, closed each time, host as before after recover");
+    println!("crash matrix, takeover: {kills} kills, closed until told to stop, host as before after recover");
 }
 
 lab_tests! {
