@@ -12,7 +12,6 @@ mkdir "$disk/upper" "$disk/work" "$disk/root" "$disk/etc"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$disk/upper,workdir=$disk/work" "$disk/root"
 mount -t cgroup2 cgroup2 "$dir/cgroup"
 cgroup=$dir/cgroup/peervpn-lab-$$
-mkdir "$cgroup"
 root=$disk/root
 machine=
 
@@ -66,6 +65,7 @@ umount -l old
 exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
   /lib/systemd/systemd --system --unit=multi-user.target --show-status=no
 END
+  mkdir -p "$cgroup"
   (
     echo "$BASHPID" > "$cgroup/cgroup.procs"
     exec unshare --mount --pid --uts --ipc --cgroup --fork --kill-child setsid bash "$dir/init"
@@ -94,7 +94,8 @@ cut() {
     [ -n "$(cat "$cgroup/cgroup.procs" "$cgroup"/*/cgroup.procs "$cgroup"/*/*/cgroup.procs 2> /dev/null)" ] || break
     sleep 0.05
   done
-  find "$cgroup" -mindepth 1 -depth -type d -exec rmdir {} \; 2> /dev/null || true
+  # outside our namespaces it would stay
+  find "$cgroup" -depth -type d -exec rmdir {} \; 2> /dev/null || true
 }
 
 prepare
@@ -106,4 +107,3 @@ while read -r command one two; do
   esac
 done
 cut
-rmdir "$cgroup" 2> /dev/null || true
