@@ -10,13 +10,14 @@ use crate::node;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Examples (Windows, in a terminal opened with \"Run as administrator\"):
+Examples:
   peervpn service install connect PUBKEY@203.0.113.20:51820
                                      connect now, and whenever this machine starts
   peervpn service install connect PUBKEY@203.0.113.20:51820 --no-lan --interface office
   peervpn service uninstall          stop, put this host back, and start no more
 
-Linux has systemd units for this (make install), macOS a launchd property list.")]
+Windows only, in a terminal opened with \"Run as administrator\". Linux has systemd units for this (make install), macOS
+launchd property lists.")]
 pub(super) struct ServiceArgs {
     #[command(subcommand)]
     action: Action,
@@ -25,12 +26,18 @@ pub(super) struct ServiceArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Have the system run this command now and whenever it starts
+    #[command(after_help = "\
+Examples:
+  peervpn service install connect PUBKEY@203.0.113.20:51820")]
     Install {
         /// connect PUBKEY@ENDPOINT and its options
         #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
     /// Stop the service, put this host back, and remove it
+    #[command(after_help = "\
+Examples:
+  peervpn service uninstall")]
     Uninstall,
     /// What the service manager starts
     #[command(hide = true)]
