@@ -263,6 +263,8 @@ async fn bring_up(
         tunnel_addresses: addresses.to_vec(),
         dns,
     });
+    // watched first: what changes after the look is not missed
+    let changes = roam::Changes::watch()?;
     let way = roam::way(&mut ground.applier.host, endpoint_ip, numbers.fwmark, &interface);
     let health = roam::Health::new(way, Instant::now());
     Ok(Connected {
@@ -291,7 +293,7 @@ async fn bring_up(
         exit_mtu: joined.map(|joined| joined.mtu),
         about: Some(About::ask(addresses.v4, exit.v4)),
         peer: exit_peer(endpoint.unwrap_or(candidates[asked].address)),
-        changes: roam::Changes::watch()?,
+        changes,
         firewall: roam::Changes::watch_firewall()?,
         health,
         guard,
