@@ -29,6 +29,8 @@ pub struct Applier {
     log: files::Log,
     interface: String,
     mode: &'static str,
+    /// The journal has its first line.
+    opened: bool,
     undos: Vec<Undo>,
     made: Vec<Change>,
     /// Routes over our own link.
@@ -118,6 +120,7 @@ impl Applier {
             log,
             interface: interface.to_owned(),
             mode,
+            opened: dead.closed,
             undos: dead.closed.then(|| undo::firewall(interface)).into_iter().collect(),
             made: Vec::new(),
             own_routes: Vec::new(),
@@ -154,7 +157,7 @@ impl Applier {
         let kept = self.names.iter().filter(|(known, _)| known != name).cloned();
         self.names = kept.chain(new).collect();
         // with nothing in the journal yet it goes there with the first change
-        let record = (!self.undos.is_empty()).then(|| Record::Names(self.names.clone()));
+        let record = self.opened.then(|| Record::Names(self.names.clone()));
         self.write(record)
     }
 
@@ -334,6 +337,18 @@ impl Applier {
         Ok((if rules { self.host.rules()? } else { Vec::new() }, if routes { self.host.routes()? } else { Vec::new() }))
     }
 
+    /// Puts everything back but the firewall rules: as they were closed, the host stays.
+    pub fn undo_but_firewall(&mut self) -> Leftovers {
+        let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface);
+        if left.none() {
+            let firewall = undo::firewall(&self.interface);
+            self.undos.retain(|undo| *undo == firewall);
+            self.made.retain(|change| matches!(change, Change::Firewall(_)));
+            self.own_routes.clear();
+        }
+        left
+    }
+
     /// Puts everything back, newest first, past failures, and removes the journal if all went well.
     pub fn undo_all(mut self) -> Leftovers {
         let left = undo::each(&mut self.host, &self.undos, Some(&mut self.log));
@@ -405,7 +420,7 @@ impl Applier {
     fn write_undos(&mut self, undos: Vec<Undo>) -> Result<std::ops::Range<u32>, Failure> {
         let first = self.undos.len() as u32;
         let mut records = Vec::new();
-        if first == 0 {
+        if !std::mem::replace(&mut self.opened, true) {
             records.push(Record::Open {
                 version: journal::VERSION,
                 boot: undo::boot_id(&mut self.host),

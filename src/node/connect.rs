@@ -17,18 +17,18 @@ use peervpn_platform::{Host as _, WireGuard, os};
 use self::about::About;
 use super::alarm::Alarm;
 use super::apply::Applier;
+use super::approach::{Approach, Candidate};
 use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
 use super::guard::Guard;
 use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::steer::Steering;
-use super::{Ground, Started, StopSignals, block_on, carrier, end, fail, port_in_use, redeem, roam, settle, start};
+use super::{Ground, Started, StopSignals, block_on, end, fail, port_in_use, redeem, roam, settle, start};
 use crate::config::{ConnectOptions, Places};
-use crate::error::{self, Failure};
-use crate::host::numbers;
+use crate::error::Failure;
 use crate::join::address::{exit_addresses, peer_addresses};
-use crate::join::connect::{ConnectString, Endpoint, Host};
-use crate::join::invite::Invite;
+use crate::join::connect::ConnectString;
+use crate::join::invite::{Invite, InviteError};
 use crate::join::service::Settings;
 use crate::key::{PresharedKey, PublicKey};
 use crate::nat::keeper::{Event as News, Known};
@@ -49,25 +49,34 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
     let target = Target::parse(&options.target).map_err(|failure| failure.host("unchanged"))?;
     block_on(async {
         let mut signals = StopSignals::install()?;
-        let (target, joined) = match target {
+        let (target, mut joined, invite) = match target {
             Target::Exit(target) => {
                 let joined = super::state::exits(places)?.settings(&target.key).cloned();
-                (target, joined)
+                (target, joined, None)
             }
-            Target::Invite(invite) => match redeem::join(&invite, options, places, &mut signals, out).await? {
-                None => return Ok(()),
-                Some(joined) => (ConnectString { key: invite.exit, endpoints: invite.endpoints.clone() }, Some(joined)),
-            },
+            Target::Invite(invite) => {
+                let joined = redeem::joined(&invite, places).map_err(|failure| failure.host("unchanged"))?;
+                let target = ConnectString { key: invite.exit, endpoints: invite.endpoints.clone() };
+                (target, joined, Some(invite))
+            }
         };
         let (mut ground, mut server) = Ground::prepare(&options.node, places, "connect", out)?;
         if target.key == ground.key.public() {
-            let failure = Failure::usage(
-                "the target is this machine's own key",
-                "copy the connect string from the other machine's screen, where peervpn exit runs",
-            );
+            let failure = match invite {
+                Some(_) => InviteError::OwnExit.into(),
+                None => Failure::usage(
+                    "the target is this machine's own key",
+                    "copy the connect string from the other machine's screen, where peervpn exit runs",
+                ),
+            };
             return Err(fail(ground.applier, server, failure));
         }
-        let up = bring_up(&mut ground, &target, joined.as_ref(), options, out);
+        let up = async {
+            if let (Some(invite), None) = (&invite, &joined) {
+                joined = Some(redeem::redeem(&mut ground, invite, options, places, out).await?);
+            }
+            bring_up(&mut ground, &target, joined.as_ref(), options, out).await
+        };
         match start(up, &mut server, &mut signals).await {
             Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
             Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
@@ -130,21 +139,11 @@ async fn bring_up(
     options: &ConnectOptions,
     out: &mut dyn Output,
 ) -> Result<Connected, Failure> {
-    let endpoints = about::endpoints(&target.endpoints, joined);
-    let candidates = candidates(&mut ground.applier, &endpoints, out).await?;
-    let mut port = options.node.port.unwrap_or(0);
-    // pf knows outer packets by their port
-    if port != 0 || os::SYSTEM == System::Macos {
-        port = super::stun::gather(port, &[], Duration::ZERO).await?.port;
-    }
-    let (rules, table_routes) = (ground.applier.host.rules()?, ground.applier.host.routes()?);
-    let numbers = numbers::choose(os::SYSTEM, &rules, &table_routes).ok_or_else(|| {
-        Failure::new("no free fwmark, table or rule priority is left on this host", "ip rule shows who takes them")
-    })?;
     let own = ground.key.public();
     // an exit that we joined by an invite has told us ours, and shares a key with us
     let addresses = joined.map_or_else(|| peer_addresses(&target.key, &own), |joined| joined.tunnel_addresses);
     let exit = exit_addresses(&target.key);
+    let endpoints = about::endpoints(&target.endpoints, joined);
     let allowed: Vec<IpNetwork> = if options.allowed_ips.is_empty() {
         Family::BOTH.into_iter().map(Family::default_prefix).collect()
     } else {
@@ -152,23 +151,12 @@ async fn bring_up(
     };
     let allowed: Vec<IpNetwork> = allowed.into_iter().filter(|p| p.is_ipv4() || ground.applier.ipv6).collect();
     let exit_list: Vec<IpAddr> = exit.to_vec().into_iter().filter(|a| a.is_ipv4() || ground.applier.ipv6).collect();
+    let approach = Approach::new(ground, &endpoints, addresses, &exit_list, joined, options, out).await?;
+    let Approach { candidates, port, numbers, carriers, mtu, mut guard } = approach;
+    guard.lock_down(&mut ground.applier, out)?;
     // what cryptokey routing lets in and out; which of it is used is the routing table's business
     let cryptokey: Vec<IpNetwork> =
         allowed.iter().copied().chain(exit_list.iter().map(|a| IpNetwork::from(*a))).collect();
-
-    let host = &mut ground.applier.host;
-    let mut carriers: Vec<u32> = Vec::new();
-    for candidate in &candidates {
-        carriers.extend(carrier::marks(host, candidate.address.ip(), numbers.fwmark, &ground.interface));
-    }
-    carriers.dedup();
-    let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, &exit_list, carriers.clone())?;
-    guard.exit_has_v6(joined.is_none_or(|joined| joined.ipv6));
-    let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
-    let way = way.unwrap_or(mtu::MIN).min(joined.map_or(u32::MAX, |joined| joined.mtu));
-    let mtu = options.node.mtu.unwrap_or(way);
-    guard.set_device(port, mtu);
-    guard.lock_down(&mut ground.applier, out)?;
     let mut config = tunnel::device(&ground.key, port, numbers.fwmark);
     let mut asked = 0;
     let preshared_key = joined.and_then(|joined| joined.preshared_key.clone());
@@ -321,71 +309,6 @@ fn unreachable(own: &PublicKey, mapping: Option<&MappingWatch>, local: SocketAdd
         ),
         own: connect,
     }
-}
-
-/// One way to the exit.
-pub(super) struct Candidate {
-    pub(super) address: SocketAddr,
-    /// Our address on that way.
-    source: IpAddr,
-    /// MTU of the way, bytes.
-    mtu: u32,
-}
-
-/// Resolves the endpoints and keeps those that this host has a route to.
-pub(super) async fn candidates(
-    applier: &mut Applier,
-    endpoints: &[Endpoint],
-    out: &mut dyn Output,
-) -> Result<Vec<Candidate>, Failure> {
-    let mut addresses = Vec::new();
-    let mut unresolved = None;
-    for endpoint in endpoints {
-        match &endpoint.host {
-            Host::Ip(ip) => addresses.push(SocketAddr::new(*ip, endpoint.port)),
-            Host::Name(name) => {
-                out.event(&Event::Step(format!("looking up {name}")));
-                match tokio::net::lookup_host((name.as_str(), endpoint.port)).await {
-                    Ok(found) => {
-                        let found: Vec<SocketAddr> = found.collect();
-                        let ips: Vec<IpAddr> = found.iter().map(SocketAddr::ip).collect();
-                        applier.remember(name, &ips)?;
-                        addresses.extend(found);
-                    }
-                    Err(error) => {
-                        // a kill switch that a dead node left holds DNS back
-                        let known = applier.remembered(name);
-                        if known.is_empty() {
-                            unresolved = Some((name.clone(), error));
-                        }
-                        addresses.extend(known.into_iter().map(|ip| SocketAddr::new(ip, endpoint.port)));
-                    }
-                }
-            }
-        }
-    }
-    if let (true, Some((name, error))) = (addresses.is_empty(), unresolved) {
-        return Err(Failure::new(
-            format!("the name {name} does not resolve: {}", error::chain(&error)),
-            "check the spelling and this host's DNS, or use the exit's address instead of its name",
-        ));
-    }
-    let mut candidates = Vec::new();
-    for address in &addresses {
-        if let Some(way) = applier.host.route_lookup(address.ip(), 0)?
-            && !candidates.iter().any(|c: &Candidate| c.address == *address)
-        {
-            candidates.push(Candidate { address: *address, source: way.source, mtu: way.mtu });
-        }
-    }
-    if candidates.is_empty() {
-        let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(Failure::new(
-            format!("this host has no route to the exit ({list})"),
-            "connect it to a network with a default route first: ip route",
-        ));
-    }
-    Ok(candidates)
 }
 
 fn no_handshake(target: &ConnectString, candidates: &[Candidate], limit: Duration, own: &PublicKey) -> Failure {

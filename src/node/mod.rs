@@ -3,6 +3,7 @@
 //! - [`exit`], [`connect`]: the two kinds of node, from the first check to the last undo.
 //! - [`apply`]: host changes through the journal; [`undo`]: taking them back; [`recover`]: what a killed node left.
 //! - [`portmap`]: port mapping on the gateway.
+//! - [`approach`]: how a connecting node gets at the exit; [`redeem`]: its first time, by an invite.
 //! - [`steer`]: what sends a connected node's traffic into the tunnel; [`guard`]: what holds it there; [`carrier`]:
 //!   other tunnels around ours.
 //! - [`dns`]: how this host's programs, or peers, come to their answers.
@@ -13,6 +14,7 @@
 
 mod alarm;
 pub mod apply;
+mod approach;
 mod carrier;
 pub mod connect;
 pub mod control;

@@ -16,13 +16,12 @@ use std::time::{Duration, Instant};
 use peervpn_platform::Host as _;
 use peervpn_platform::types::PeerConfig;
 
-use super::connect::candidates;
+use super::approach::Approach;
 use super::event::{Event, Output};
-use super::exit_route;
-use super::{Ground, Started, StopSignals, end, fail, service, start, state};
+use super::{Ground, exit_route, service, state};
 use crate::config::{ConnectOptions, Places};
 use crate::error::Failure;
-use crate::join::address::exit_addresses;
+use crate::join::address::{TunnelAddresses, exit_addresses, peer_addresses};
 use crate::join::invite::{Invite, InviteError};
 use crate::join::service::{Answer, Refusal, Request, Settings, proof};
 use crate::tunnel::{self, mtu};
@@ -30,47 +29,21 @@ use crate::tunnel::{self, mtu};
 /// One request gets this long, then the next endpoint is tried: a handshake and three round trips.
 const ATTEMPT: Duration = Duration::from_secs(3);
 
-/// Joins the exit by the invite, or remembers having done so. `None` if we were stopped meanwhile, the host put back.
-pub(super) async fn join(
-    invite: &Invite,
-    options: &ConnectOptions,
-    places: &Places,
-    signals: &mut StopSignals,
-    out: &mut dyn Output,
-) -> Result<Option<Settings>, Failure> {
-    let unchanged = |error: InviteError| Failure::from(error).host("unchanged");
+/// What the exit told us when we joined it by this invite; `None` if that is still to be done, and can be.
+pub(super) fn joined(invite: &Invite, places: &Places) -> Result<Option<Settings>, Failure> {
     let slot = invite.key.public();
     let exits = state::exits(places)?;
     if let Some(settings) = exits.joined_by(&invite.exit, &slot) {
         return Ok(Some(settings.clone()));
     }
     if !exits.is_asking(&invite.exit, &slot) {
-        invite.check_time(state::now()).map_err(unchanged)?;
+        invite.check_time(state::now())?;
     }
-    let (mut ground, mut server) = Ground::prepare(&options.node, places, "connect", out)?;
-    if ground.applier.closed() {
-        let failure = Failure::new(
-            "a connection was killed, and its kill switch is still on: the exit of a new invite can't be reached",
-            "sudo peervpn recover lifts it; then use the invite again",
-        );
-        return Err(fail(ground.applier, server, failure));
-    }
-    if ground.key.public() == invite.exit {
-        return Err(fail(ground.applier, server, InviteError::OwnExit.into()));
-    }
-    let asked = redeem(&mut ground, invite, options, places, out);
-    match start(asked, &mut server, signals).await {
-        Started::Stopped(asked) => end(ground.applier, asked, server, out).await.map(|()| None),
-        Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
-        Started::Up(Ok(settings)) => {
-            drop(server);
-            let left = ground.applier.undo_all();
-            if left.none() { Ok(Some(settings)) } else { Err(super::apply::not_restored(&left)) }
-        }
-    }
+    Ok(None)
 }
 
-async fn redeem(
+/// Joins the exit by the invite. A host that is to be closed is so before the exit is asked, and afterwards.
+pub(super) async fn redeem(
     ground: &mut Ground,
     invite: &Invite,
     options: &ConnectOptions,
@@ -78,8 +51,51 @@ async fn redeem(
     out: &mut dyn Output,
 ) -> Result<Settings, Failure> {
     let slot = invite.key.public();
+    let exit = IpAddr::V4(exit_addresses(&invite.exit).v4);
+    // there is none for IPv6: what we would have as an ordinary peer
+    let addresses = TunnelAddresses { v4: invite.door, ..peer_addresses(&invite.exit, &slot) };
+    let approach = Approach::new(ground, &invite.endpoints, addresses, &[exit], None, options, out).await?;
+    approach.guard.lock_down(&mut ground.applier, out)?;
+    let answer = ask(ground, &approach, invite, options, places, out).await?;
+    let mut exits = state::exits(places)?;
+    match answer {
+        Answer::You(settings) => {
+            exits.join(&invite.exit, slot, settings.clone());
+            state::save_exits(places, &exits)?;
+            out.event(&Event::Step("joined: this machine's own key has taken the invite's place".to_owned()));
+            let left = ground.applier.undo_but_firewall();
+            if left.none() { Ok(settings) } else { Err(super::apply::not_restored(&left)) }
+        }
+        Answer::Refused { why } => {
+            if !matches!(why, Refusal::Failed) {
+                exits.refused(&invite.exit);
+                state::save_exits(places, &exits)?;
+            }
+            Err(match why.about_invite(&ground.key.public()) {
+                Some(InviteError::Expired(_)) => {
+                    InviteError::Expired(state::now().saturating_sub(invite.expires_at)).into()
+                }
+                Some(error) => error.into(),
+                None => {
+                    Failure::new(why.to_string(), "ask the exit's operator to look at its messages, then try again")
+                }
+            })
+        }
+    }
+}
+
+/// Asks the exit's control service, through the invite's slot, until it answers.
+async fn ask(
+    ground: &mut Ground,
+    approach: &Approach,
+    invite: &Invite,
+    options: &ConnectOptions,
+    places: &Places,
+    out: &mut dyn Output,
+) -> Result<Answer, Failure> {
+    let slot = invite.key.public();
     let own = ground.key.public();
-    let candidates = candidates(&mut ground.applier, &invite.endpoints, out).await?;
+    let candidates = &approach.candidates;
     out.event(&Event::Step(format!("joining {} by the invite, as {}", invite.exit.peer_id(), own.peer_id())));
     let mut exits = state::exits(places)?;
     exits.ask(invite.exit, slot);
@@ -91,7 +107,7 @@ async fn redeem(
         preshared_key: Some(invite.preshared_key.secret()),
         ..tunnel::peer(&invite.exit, Some(candidates[turn % candidates.len()].address), vec![exit.into()])
     };
-    let mut config = tunnel::device(&invite.key, options.node.port.unwrap_or(0), 0);
+    let mut config = tunnel::device(&invite.key, approach.port, approach.numbers.fwmark);
     config.peers.push(peer(0));
     let mut wireguard = ground.create_device(&config, &[door], mtu::MIN)?;
     let interface = ground.interface.clone();
@@ -101,46 +117,30 @@ async fn redeem(
     let started = Instant::now();
     let limit = options.timeout * options.retry.max(1);
     let mut turn = 0;
-    let answer = loop {
+    let mut said = false;
+    loop {
         let why = match tokio::time::timeout(ATTEMPT.min(limit), service::ask(door, exit, &request)).await {
-            Ok(Ok(answer)) => break answer,
+            Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer".to_owned(),
         };
         tracing::debug!(remote = %candidates[turn % candidates.len()].address, why, "asking the control service");
-        if started.elapsed() >= limit {
+        if started.elapsed() >= limit && !said {
             let heard = wireguard.state(&interface)?.peers.iter().any(|peer| peer.last_handshake.is_some());
-            return Err(no_answer(invite, heard, limit, &why));
+            let failure = no_answer(invite, heard, limit, &why);
+            // giving up would open what the lockdown closes
+            if !options.lockdown {
+                return Err(failure);
+            }
+            said = true;
+            let hint = failure.hint.unwrap_or_default();
+            out.event(&Event::Warning(format!("{}; we keep trying. {hint}", failure.message)));
         }
         turn += 1;
         // removing and adding the peer makes WireGuard ask at once, and undoes what another user of the same slot did
         wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&invite.exit)]))?;
         wireguard.configure(&interface, &tunnel::peers(vec![peer(turn)]))?;
         tokio::time::sleep(Duration::from_millis(200)).await;
-    };
-    match answer {
-        Answer::You(settings) => {
-            exits.join(&invite.exit, slot, settings.clone());
-            state::save_exits(places, &exits)?;
-            out.event(&Event::Step("joined: this machine's own key has taken the invite's place".to_owned()));
-            Ok(settings)
-        }
-        Answer::Refused { why } => {
-            if !matches!(why, Refusal::Failed) {
-                exits.refused(&invite.exit);
-                state::save_exits(places, &exits)?;
-            }
-            let own = ground.key.public();
-            Err(match why.about_invite(&own) {
-                Some(InviteError::Expired(_)) => {
-                    InviteError::Expired(state::now().saturating_sub(invite.expires_at)).into()
-                }
-                Some(error) => error.into(),
-                None => {
-                    Failure::new(why.to_string(), "ask the exit's operator to look at its messages, then try again")
-                }
-            })
-        }
     }
 }
 

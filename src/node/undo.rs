@@ -62,17 +62,17 @@ pub fn firewall(interface: &str) -> Undo {
     Undo::Firewall { name: firewall::table_name(interface) }
 }
 
-/// Undoes a journal but for the firewall rules, whose undo is then all that is left in it.
+/// Undoes a journal but for the firewall rules, whose undo, if there are any, is then all that is left in it.
 pub fn but_firewall(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Leftovers {
     let undos = match log.contents() {
         Ok(bytes) => journal::decode(&bytes).undos,
         Err(error) => return Leftovers(vec![chain(&error)]),
     };
     let firewall = firewall(interface);
-    let others: Vec<Undo> = undos.into_iter().filter(|undo| *undo != firewall).collect();
+    let (but, others): (Vec<Undo>, Vec<Undo>) = undos.into_iter().partition(|undo| *undo == firewall);
     let mut left = each(host, &others, Some(log));
     if left.none()
-        && let Err(error) = log.append(&journal::encode(&Record::Undone { but: vec![firewall] }))
+        && let Err(error) = log.append(&journal::encode(&Record::Undone { but }))
     {
         left.0.push(chain(&error));
     }

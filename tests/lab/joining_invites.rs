@@ -16,14 +16,14 @@ use crate::{assert_leaves_directly, assert_leaves_through_exit, join, lab_tests,
 const HOME: Nat = Nat::PortRestricted;
 
 /// An exit that lets nobody in but by invite.
-fn closed_exit(lab: &Lab) -> (Node, Value) {
+pub fn closed_exit(lab: &Lab) -> (Node, Value) {
     let mut exit = lab.exit.exit(&["--accept", "none"]);
     let ready = exit.event("ready");
     (exit, ready)
 }
 
 /// Has the exit make an invite; the line.
-fn invite(lab: &Lab, args: &[&str]) -> String {
+pub fn invite(lab: &Lab, args: &[&str]) -> String {
     let made = lab.exit.run_ok(&[&["invite"], args].concat());
     let line = made.stdout.trim().to_owned();
     assert!(line.starts_with("peervpn1") && !line.contains(char::is_whitespace), "{}", made.all());
@@ -31,7 +31,7 @@ fn invite(lab: &Lab, args: &[&str]) -> String {
 }
 
 /// Starts `connect` with an invite from a file, as a careful person does.
-fn connect_by(site: &Site, invite: &str, args: &[&str]) -> Node {
+pub fn connect_by(site: &Site, invite: &str, args: &[&str]) -> Node {
     let file = site.dir.join("invite");
     std::fs::write(&file, format!("{invite}\n")).expect("write the invite");
     site.connect_with(&[&["--invite-file", &file.to_string_lossy()], args].concat())

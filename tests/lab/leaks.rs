@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::joining_invites::{closed_exit, connect_by, invite};
 use crate::node::Node;
 use crate::record::patience;
 use crate::topology::{DEAD, Lab, Nat, Site};
@@ -52,6 +53,17 @@ impl Scene {
     fn begin(&self) {
         self.capture.take();
         self.noise.take();
+    }
+
+    /// Waits until the node has closed the host, then begins.
+    #[track_caller]
+    fn closes(&self, node: &mut Node) {
+        let since = Instant::now();
+        let table = || self.peer().host.command("nft").args(["list", "table", "inet", "peervpn"]).output();
+        while !table().is_ok_and(|output| output.status.success()) {
+            assert!(since.elapsed() < patience(10) && node.runs(), "no table: {}", node.log());
+        }
+        self.begin();
     }
 
     /// Lets time pass, then holds what passed the wire against what may.
@@ -163,11 +175,7 @@ lab_tests! {
         let mut scene = Scene::new(false);
         let target = text(&scene.ready, "connect").split_once('@').map(|(key, _)| format!("{key}@{DEAD}:51820")).expect("a connect string");
         let mut silent = scene.peer().connect(&target, &["--lockdown", "--no-lan", "--timeout", "1"]);
-        let closed = Instant::now();
-        while !scene.peer().host.command("nft").args(["list", "table", "inet", "peervpn"]).output().is_ok_and(|o| o.status.success()) {
-            assert!(closed.elapsed() < patience(5), "no table: {}", silent.log());
-        }
-        scene.begin();
+        scene.closes(&mut silent);
         scene.tight("lockdown, no handshake");
         std::thread::sleep(Duration::from_secs(1));
         assert!(silent.runs(), "it gave up: {}", silent.log());
@@ -181,6 +189,35 @@ lab_tests! {
         assert_leaves_through_exit(&scene.lab, scene.peer());
         scene.sum();
         peer.stop(libc::SIGINT);
+        scene.exit.stop(libc::SIGINT);
+    }
+
+    /// Closed before the exit is asked to redeem the invite, for as long as it says nothing, and from there to the end.
+    fn lockdown_is_tight_while_an_invite_is_redeemed() {
+        let mut scene = Scene::new(false);
+        let line = invite(&scene.lab, &[]);
+        scene.exit.stop(libc::SIGINT);
+        let mut peer = connect_by(scene.peer(), &line, &["--lockdown", "--no-lan", "--timeout", "1"]);
+        scene.closes(&mut peer);
+        scene.tight("lockdown, invite, no exit");
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(peer.runs(), "it gave up: {}", peer.log());
+        scene.exit = closed_exit(&scene.lab).0;
+        peer.event_within("connected", patience(40));
+        scene.tight("lockdown, joined by the invite");
+        assert_leaves_through_exit(&scene.lab, scene.peer());
+        peer.kill();
+        scene.peer().host.ip("link del peervpn0\n");
+        scene.begin();
+        scene.tight("node and device killed");
+        // a new invite, through the kill switch that the dead one left
+        let line = invite(&scene.lab, &[]);
+        let mut peer = connect_by(scene.peer(), &line, &["--no-lan"]);
+        peer.event_within("connected", patience(40));
+        scene.tight("joined again");
+        scene.sum();
+        peer.stop(libc::SIGINT);
+        assert_leaves_directly(scene.peer());
         scene.exit.stop(libc::SIGINT);
     }
 

@@ -1,0 +1,138 @@
+//! How a connecting node gets at the exit: where to send outer packets, by which mark they are known, and the guard that
+//! then lets nothing else out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use peervpn_platform::types::{Family, System};
+use peervpn_platform::{Host as _, os};
+
+use super::apply::Applier;
+use super::event::{Event, Output};
+use super::guard::Guard;
+use super::{Ground, carrier};
+use crate::config::ConnectOptions;
+use crate::error::{self, Failure};
+use crate::host::{Numbers, numbers};
+use crate::join::address::TunnelAddresses;
+use crate::join::connect::{Endpoint, Host};
+use crate::join::service::Settings;
+use crate::tunnel::mtu;
+
+/// Everything that is known before a device is there; nothing is changed on the host yet.
+pub struct Approach {
+    /// Ways to the exit, at least one.
+    pub candidates: Vec<Candidate>,
+    /// Listen port, 0 for any.
+    pub port: u16,
+    /// For policy routing.
+    pub numbers: Numbers,
+    /// See [`carrier::marks`].
+    pub carriers: Vec<u32>,
+    /// MTU of the tunnel in bytes.
+    pub mtu: u32,
+    /// Not up yet: [`Guard::lock_down`].
+    pub guard: Guard,
+}
+
+impl Approach {
+    /// Looks up names and ways. `addresses`: ours in the tunnel; `exit`: the exit's there; `joined`: what it told us.
+    pub async fn new(
+        ground: &mut Ground,
+        endpoints: &[Endpoint],
+        addresses: TunnelAddresses,
+        exit: &[IpAddr],
+        joined: Option<&Settings>,
+        options: &ConnectOptions,
+        out: &mut dyn Output,
+    ) -> Result<Approach, Failure> {
+        let candidates = candidates(&mut ground.applier, endpoints, out).await?;
+        let mut port = options.node.port.unwrap_or(0);
+        // pf knows outer packets by their port
+        if port != 0 || os::SYSTEM == System::Macos {
+            port = super::stun::gather(port, &[], Duration::ZERO).await?.port;
+        }
+        let host = &mut ground.applier.host;
+        let (rules, routes) = (host.rules()?, host.routes()?);
+        let numbers = numbers::choose(os::SYSTEM, &rules, &routes).ok_or_else(|| {
+            Failure::new("no free fwmark, table or rule priority is left on this host", "ip rule shows who takes them")
+        })?;
+        let mut carriers: Vec<u32> = Vec::new();
+        for candidate in &candidates {
+            carriers.extend(carrier::marks(host, candidate.address.ip(), numbers.fwmark, &ground.interface));
+        }
+        carriers.dedup();
+        let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, exit, carriers.clone())?;
+        guard.exit_has_v6(joined.is_none_or(|joined| joined.ipv6));
+        let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
+        let way = way.unwrap_or(mtu::MIN).min(joined.map_or(u32::MAX, |joined| joined.mtu));
+        let mtu = options.node.mtu.unwrap_or(way);
+        guard.set_device(port, mtu);
+        Ok(Approach { candidates, port, numbers, carriers, mtu, guard })
+    }
+}
+
+/// One way to the exit.
+pub struct Candidate {
+    pub address: SocketAddr,
+    /// Our address on that way.
+    pub source: IpAddr,
+    /// MTU of the way, bytes.
+    pub mtu: u32,
+}
+
+/// Resolves the endpoints and keeps those that this host has a route to.
+async fn candidates(
+    applier: &mut Applier,
+    endpoints: &[Endpoint],
+    out: &mut dyn Output,
+) -> Result<Vec<Candidate>, Failure> {
+    let mut addresses = Vec::new();
+    let mut unresolved = None;
+    for endpoint in endpoints {
+        match &endpoint.host {
+            Host::Ip(ip) => addresses.push(SocketAddr::new(*ip, endpoint.port)),
+            Host::Name(name) => {
+                out.event(&Event::Step(format!("looking up {name}")));
+                match tokio::net::lookup_host((name.as_str(), endpoint.port)).await {
+                    Ok(found) => {
+                        let found: Vec<SocketAddr> = found.collect();
+                        let ips: Vec<IpAddr> = found.iter().map(SocketAddr::ip).collect();
+                        applier.remember(name, &ips)?;
+                        addresses.extend(found);
+                    }
+                    Err(error) => {
+                        // a kill switch that a dead node left holds DNS back
+                        let known = applier.remembered(name);
+                        if known.is_empty() {
+                            unresolved = Some((name.clone(), error));
+                        }
+                        addresses.extend(known.into_iter().map(|ip| SocketAddr::new(ip, endpoint.port)));
+                    }
+                }
+            }
+        }
+    }
+    if let (true, Some((name, error))) = (addresses.is_empty(), unresolved) {
+        return Err(Failure::new(
+            format!("the name {name} does not resolve: {}", error::chain(&error)),
+            "check the spelling and this host's DNS, or use the exit's address instead of its name",
+        ));
+    }
+    let mut candidates = Vec::new();
+    for address in &addresses {
+        if let Some(way) = applier.host.route_lookup(address.ip(), 0)?
+            && !candidates.iter().any(|c: &Candidate| c.address == *address)
+        {
+            candidates.push(Candidate { address: *address, source: way.source, mtu: way.mtu });
+        }
+    }
+    if candidates.is_empty() {
+        let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return Err(Failure::new(
+            format!("this host has no route to the exit ({list})"),
+            "connect it to a network with a default route first: ip route",
+        ));
+    }
+    Ok(candidates)
+}
