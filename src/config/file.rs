@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::{Dns, Settings, value};
-use crate::error::Hint;
+use crate::error::{Hint, Status};
 
 /// Largest file that is read, in bytes: a settings file is a page of text.
 const MAX_SIZE: usize = 1 << 20;
@@ -85,6 +85,19 @@ impl Hint for ConfigError {
             ConfigError::WrongTable { key, owner, .. } => format!("move `{key}` to [{owner}] or above every table"),
             ConfigError::Value { key, file, .. } => format!("mend `{key}` in {}", file.display()),
         })
+    }
+
+    /// Wrong usage, unless the system may answer otherwise another time: a service manager that starts us again and again
+    /// is to stop where trying again does not help.
+    fn status(&self) -> Status {
+        use std::io::ErrorKind::{FileTooLarge, InvalidData, IsADirectory, NotFound};
+        match self {
+            ConfigError::Read { source, .. } => match source.kind() {
+                NotFound | IsADirectory | InvalidData | FileTooLarge => Status::Usage,
+                _ => Status::Failed,
+            },
+            _ => Status::Usage,
+        }
     }
 }
 
@@ -227,7 +240,8 @@ fn read_bounded(file: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(file)?.take(MAX_SIZE as u64 + 1).read_to_string(&mut text)?;
     if text.len() > MAX_SIZE {
-        return Err(std::io::Error::other(format!("it has more than {MAX_SIZE} bytes")));
+        let error = format!("it has more than {MAX_SIZE} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, error));
     }
     Ok(text)
 }
@@ -403,6 +417,8 @@ mod tests {
         let missing = std::env::temp_dir().join("peervpn-no-such-file.toml");
         let error = ConfigFile::read(Some(&missing), &missing).unwrap_err();
         assert!(matches!(error, ConfigError::Read { .. }));
-        assert_eq!(Failure::from(error).status, crate::error::Status::Failed);
+        assert_eq!(Failure::from(error).status, Status::Usage);
+        let denied = ConfigError::Read { file: missing, source: std::io::ErrorKind::PermissionDenied.into() };
+        assert_eq!(Failure::from(denied).status, Status::Failed);
     }
 }

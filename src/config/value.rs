@@ -66,7 +66,9 @@ pub fn duration(text: &str) -> Result<Duration, Expected> {
         .and_then(|number| number.parse::<u64>().ok()?.checked_mul(seconds))
         .filter(|seconds| (1..=365 * 86_400).contains(seconds))
         .map(Duration::from_secs)
-        .ok_or_else(|| "a duration is a number of seconds, or a number with s, m, h or d: 15, 15s, 24h".to_owned())
+        .ok_or_else(|| {
+            "a duration is a number of seconds, or a number with s, m, h or d, from 1s to 365d: 15, 15s, 24h".to_owned()
+        })
 }
 
 /// An IPv4 or IPv6 prefix; a bare address is one address. Host bits are cleared, as wg(8) does.

@@ -43,6 +43,9 @@ fn wrong_flags() {
     check("bad-interface", &["exit", "--interface", "a/b"]);
     check("bad-mtu", &["exit", "--mtu", "576"]);
     check("bad-timeout", &["connect", "KEY@192.0.2.1:1", "--timeout", "soon"]);
+    check("timeout-of-nothing", &["connect", "KEY@192.0.2.1:1", "--timeout", "0"]);
+    check("expires-at-once", &["invite", "--expires", "0"]);
+    check("no-tries", &["connect", "KEY@192.0.2.1:1", "--retry", "0"]);
     check("bad-stun-server", &["exit", "--stun-server", "2001:db8::1"]);
     check("no-target", &["connect"]);
     check("prototype-bad-timeout", &["--timeout=x", "--connect=KEY@192.0.2.1:1"]);
@@ -66,6 +69,7 @@ fn wrong_configuration() {
     check_config("config-wrong-type", "port = \"http\"\n");
     check_config("config-out-of-range", "mtu = 100\n");
     check_config("config-no-toml", "port = 1\naccept any\n");
+    check_config("config-too-short", "[connect]\ntimeout = 0\n");
     check("config-missing", &["--config", "/nonexistent/peervpn.toml", "exit"]);
 }
 

@@ -44,6 +44,15 @@ fn assert_confined(machine: &Machine, unit: &str) {
     assert_eq!((field("NoNewPrivs").as_str(), field("Seccomp").as_str()), ("1", "2"), "{status}");
 }
 
+/// The unit fails and is not started again.
+#[track_caller]
+fn gives_up(machine: &Machine, unit: &str) {
+    assert!(!machine.command(&format!("systemctl start {unit}")).status().expect("start nsenter").success());
+    std::thread::sleep(Duration::from_secs(3));
+    let ended = ["ExecMainStatus", "NRestarts", "ActiveState"].map(|name| machine.property(unit, name));
+    assert_eq!(ended, ["2", "0", "failed"], "{unit}: {}", machine.journal());
+}
+
 fn configure(machine: &Machine) {
     let text = format!("no-stun = true\naccept = \"any\"\nbackend = \"{}\"\n", backend());
     machine.write("/etc/peervpn/config.toml", &text);
@@ -121,13 +130,14 @@ lab_tests! {
         assert_unchanged("after systemctl stop", &before, &lab.peer().host.snapshot());
         assert_eq!(resolver(&machine), names);
 
-        // wrong usage is not tried again
+        // neither wrong usage nor a wrong configuration is tried again
         machine.write("/etc/peervpn/wrong.target", "nonsense");
-        let wrong = "peervpn-connect@wrong.service";
-        assert!(!machine.command(&format!("systemctl start {wrong}")).status().expect("start nsenter").success());
-        std::thread::sleep(Duration::from_secs(3));
-        let ended = ["ExecMainStatus", "NRestarts", "ActiveState"].map(|name| machine.property(wrong, name));
-        assert_eq!(ended, ["2", "0", "failed"], "{}", machine.journal());
+        gives_up(&machine, "peervpn-connect@wrong.service");
+        machine.run("mv /etc/peervpn/config.toml /etc/peervpn/good.toml");
+        machine.write("/etc/peervpn/config.toml", "timeout = 0\n");
+        gives_up(&machine, CONNECT);
+        gives_up(&machine, EXIT);
+        machine.run("mv /etc/peervpn/good.toml /etc/peervpn/config.toml");
 
         // a power cut; the kernel's part of it first stays, which the unit can undo, too, then goes as in a real one
         for reboot in [false, true] {
