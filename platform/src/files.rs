@@ -193,6 +193,12 @@ impl Log {
         })
     }
 
+    /// Cuts off what is behind this length in bytes; returns when that is on the disk.
+    pub fn truncate(&mut self, length: u64) -> Result<()> {
+        let cut = self.file.set_len(length).and_then(|()| self.file.sync_data());
+        cut.map_err(|e| self.failed("truncate", e))
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> Result<u64> {
         self.file.metadata().map(|found| found.len()).map_err(|e| self.failed("look at", e))

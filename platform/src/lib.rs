@@ -150,6 +150,15 @@ pub trait Host {
     fn ipv6(&mut self) -> Result<bool>;
     /// Different after every start of the system; empty where it can't be told.
     fn boot_id(&mut self) -> Result<String>;
+    /// The network namespace whose configuration this is, as a number; `None` where there is but one.
+    fn namespace(&mut self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+    /// By which path to get into that namespace, as far as it can be seen from here; `None`: it has gone.
+    fn way_into(&mut self, namespace: u64) -> Result<Option<std::path::PathBuf>> {
+        let _ = namespace;
+        Ok(None)
+    }
     /// Replaces our firewall rules of that name by these, atomically. Those of another system's filter are unsupported.
     fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()>;
     /// Reads back whether exactly these rules are there, as far as the system tells.

@@ -11,6 +11,7 @@ mod exit;
 mod export;
 mod info;
 mod invite;
+mod lane;
 mod nattest;
 mod peers;
 mod prototype;
@@ -144,6 +145,7 @@ fn run_to_end(args: Vec<OsString>) -> u8 {
             failure.status
         }
     };
+    terminal::finish();
     status as u8
 }
 
@@ -159,7 +161,7 @@ fn log_to_stderr(verbose: u8, style: Style) {
     };
     let ours =
         tracing_subscriber::filter::Targets::new().with_target("peervpn", level).with_target("peervpn_platform", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(style.colour);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| terminal::Log).with_ansi(style.colour);
     let subscriber = tracing_subscriber::registry().with(lines).with(ours);
     // fails only where a test in this process has set one already
     let _ = tracing::subscriber::set_global_default(subscriber);

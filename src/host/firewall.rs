@@ -21,6 +21,7 @@ use super::Unsupported;
 use super::lan::Lan;
 
 pub use anchor::Surroundings;
+pub use closing::KILL_SWITCH;
 
 /// The interface whose table is called just `peervpn`.
 const DEFAULT_INTERFACE: &str = "peervpn0";

@@ -26,6 +26,9 @@ pub enum Record {
         version: u32,
         /// The boot in which the changes were made (Linux: `/proc/sys/kernel/random/boot_id`).
         boot: String,
+        /// The network namespace in which they were made, where there are several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<u64>,
         /// `exit` or `connect`.
         mode: String,
         /// Interface name.
@@ -59,6 +62,8 @@ pub enum Record {
 pub struct Journal {
     /// Boot ID of the writer.
     pub boot: Option<String>,
+    /// Network namespace of the writer.
+    pub namespace: Option<u64>,
     /// `exit` or `connect`.
     pub mode: Option<String>,
     /// Undos in the order their changes were made.
@@ -69,6 +74,8 @@ pub struct Journal {
     pub names: Vec<(String, std::net::IpAddr)>,
     /// The last line was torn (ignored).
     pub torn: bool,
+    /// Length in bytes of the lines before it.
+    pub whole: usize,
     /// Number of the first line that does not read, counted from 1, if any before the last.
     pub damaged_at: Option<usize>,
 }
@@ -85,8 +92,9 @@ pub fn decode(bytes: &[u8]) -> Journal {
     let mut lines = bytes.split_inclusive(|b| *b == b'\n').enumerate().peekable();
     while let Some((number, line)) = lines.next() {
         match decode_line(line, number == 0) {
-            Some(Record::Open { boot, mode, .. }) => {
+            Some(Record::Open { boot, namespace, mode, .. }) => {
                 journal.boot = Some(boot);
+                journal.namespace = namespace;
                 journal.mode = Some(mode);
             }
             Some(Record::Undo { undo, .. }) => journal.undos.push(undo),
@@ -94,11 +102,15 @@ pub fn decode(bytes: &[u8]) -> Journal {
             Some(Record::Undone { but }) => journal.undos = but,
             Some(Record::Closes(closes)) => journal.closes = closes,
             Some(Record::Names(names)) => journal.names = names,
-            None if lines.peek().is_none() => journal.torn = true,
+            None if lines.peek().is_none() => {
+                journal.torn = true;
+                continue;
+            }
             None => {
                 journal.damaged_at.get_or_insert(number + 1);
             }
         }
+        journal.whole += line.len();
     }
     journal
 }
@@ -137,6 +149,7 @@ mod tests {
             encode(&Record::Open {
                 version: VERSION,
                 boot: "b".into(),
+                namespace: None,
                 mode: "exit".into(),
                 interface: "peervpn0".into(),
             }),
@@ -201,6 +214,7 @@ mod tests {
         let open = encode(&Record::Open {
             version: VERSION + 1,
             boot: "b".into(),
+            namespace: None,
             mode: "exit".into(),
             interface: "x".into(),
         });

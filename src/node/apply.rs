@@ -80,6 +80,11 @@ impl Applier {
         };
         let mut dead = Dead::default();
         if !log.is_empty().map_err(unwritable)? {
+            if let Some(elsewhere) = undo::elsewhere(&mut host, &mut log)? {
+                return Err(
+                    elsewhere.failure(interface, "or give this node a state directory of its own: --state-dir DIR")
+                );
+            }
             dead = undo::dead(&mut host, &mut log, interface)?;
             if dead.closed && mode == "exit" {
                 return Err(Failure::new(
@@ -92,10 +97,7 @@ impl Applier {
             out.event(&Event::Step(format!(
                 "the last node on {interface} did not stop by itself: putting the host back{but}"
             )));
-            let left = match dead.closed {
-                true => undo::but_firewall(&mut host, &mut log, interface),
-                false => recover::orphan(&mut host, &path, &mut log, out)?,
-            };
+            let left = recover::orphan(&mut host, &path, &mut log, dead.closed.then_some(interface), out)?;
             if !left.none() {
                 return Err(not_restored(&left));
             }
@@ -339,7 +341,7 @@ impl Applier {
 
     /// Puts everything back but the firewall rules: as they were closed, the host stays.
     pub fn undo_but_firewall(&mut self) -> Leftovers {
-        let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface);
+        let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface).0;
         if left.none() {
             let firewall = undo::firewall(&self.interface);
             self.undos.retain(|undo| *undo == firewall);
@@ -364,7 +366,7 @@ impl Applier {
     /// closed.
     pub fn undo_after(mut self, failure: Failure) -> Failure {
         if self.closed {
-            let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface);
+            let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface).0;
             let still = "its kill switch is on, as a node that was killed left it; sudo peervpn recover lifts it";
             return match left.none() {
                 true => failure.host(format!("restored, but {still}")),
@@ -424,6 +426,7 @@ impl Applier {
             records.push(Record::Open {
                 version: journal::VERSION,
                 boot: undo::boot_id(&mut self.host),
+                namespace: self.host.namespace().unwrap_or_default(),
                 mode: self.mode.to_owned(),
                 interface: self.interface.clone(),
             });

@@ -44,9 +44,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-pub use peervpn_platform::os::places;
 use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
+pub use peervpn_platform::os::{confine_thread, places};
 use peervpn_platform::types::{Backend, DeviceConfig, ProcessId, System};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 

@@ -34,6 +34,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
     }
     let mut host = os::host()?;
     let mut done = Recovered::default();
+    let mut elsewhere = None;
     for interface in journals(places)? {
         if only.is_some_and(|only| only != interface) {
             continue;
@@ -42,10 +43,15 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
         match files::Log::open(&path).map_err(apply::unwritable)? {
             files::LogOpen::Busy(_) => done.running.push(interface),
             files::LogOpen::Locked(mut log) => {
+                if let Some(other) = undo::elsewhere(&mut host, &mut log)? {
+                    out.event(&Event::Warning(format!("{other}, and what it changed there is left alone")));
+                    elsewhere.get_or_insert((interface, other));
+                    continue;
+                }
                 if !log.is_empty().map_err(apply::unwritable)? {
                     out.event(&Event::Step(format!("putting the host back after {interface}")));
                 }
-                let left = orphan(&mut host, &path, &mut log, out)?;
+                let left = orphan(&mut host, &path, &mut log, None, out)?;
                 let state = left.describe();
                 let unwritable = |error| apply::unwritable(error).host(state.clone());
                 if left.none() {
@@ -57,10 +63,10 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
             }
         }
     }
-    if done.interfaces.is_empty() && done.running.is_empty() && only.is_none() {
+    if done.interfaces.is_empty() && done.running.is_empty() && elsewhere.is_none() && only.is_none() {
         done.running = others();
         if done.running.is_empty() {
-            let (left, found) = undo::sweep(&mut host);
+            let (left, found) = undo::sweep(&mut host, None);
             done.left.extend(left.0);
             if found {
                 out.event(&Event::Warning(format!(
@@ -69,26 +75,38 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
             }
         }
     }
-    if done.left.is_empty() { Ok(done) } else { Err(apply::not_restored(&Leftovers(done.left))) }
+    match (done.left.is_empty(), elsewhere) {
+        (false, _) => Err(apply::not_restored(&Leftovers(done.left))),
+        (true, Some((interface, other))) if done.interfaces.is_empty() => Err(other.failure(&interface, "")),
+        (true, _) => Ok(done),
+    }
 }
 
-/// Undoes what a killed node's journal says. A damaged one is kept, and what carries our marks is deleted too, unless
-/// another node's marks are among them.
+/// Undoes what a killed node's journal says, but for the firewall rules of the interface that is to stay `closed`. A
+/// damaged one is kept, and what carries our marks is deleted too, unless another node's marks are among them.
 pub(super) fn orphan(
     host: &mut SystemHost,
     path: &Path,
     log: &mut files::Log,
+    closed: Option<&str>,
     out: &mut dyn Output,
 ) -> Result<Leftovers, Failure> {
-    let (mut left, journal) = undo::journal(host, log);
-    let Some(line) = journal.damaged_at else { return Ok(left) };
+    let before = log.contents().unwrap_or_default();
+    let (mut left, journal) = match closed {
+        Some(interface) => undo::but_firewall(host, log, interface),
+        None => undo::journal(host, log),
+    };
+    // where it says nothing of the rules that are there, its end is lost
+    let cut = closed.is_some_and(|interface| !journal.undos.contains(&undo::firewall(interface)));
+    let end = || cut.then(|| before.split_inclusive(|byte| *byte == b'\n').count());
+    let Some(line) = journal.damaged_at.or_else(end) else { return Ok(left) };
     let kept = path.with_extension("damaged");
-    let copied = files::write_atomic(&kept, &log.contents().unwrap_or_default(), 0o600);
+    let copied = files::write_atomic(&kept, &before, 0o600);
     copied.map_err(|error| apply::unwritable(error).host(left.describe()))?;
     let others = others();
     let did = match others.as_slice() {
         [] => {
-            left.0.extend(undo::sweep(host).0.0);
+            left.0.extend(undo::sweep(host, closed).0.0);
             "undid the rest and whatever carries our marks"
         }
         others => {

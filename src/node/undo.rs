@@ -1,6 +1,7 @@
 //! Takes changes to the host back, from the journal, or where there is none by our marks.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use peervpn_platform::files;
@@ -46,15 +47,64 @@ pub struct Dead {
     pub names: Names,
 }
 
-/// Reads the journal of a node that was killed.
+/// Reads the journal of a node that was killed. Where it cannot be trusted, the kill switch is one if it is seen.
 pub fn dead(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Result<Dead, Failure> {
     let journal = journal::decode(&log.contents().map_err(unwritable)?);
-    let closed = journal.closes
-        && journal.damaged_at.is_none()
+    let unsure = journal.torn || journal.damaged_at.is_some() || journal.boot.is_none();
+    let closed = match gone(host, &journal) {
         // the rules themselves do not outlive a reboot
-        && journal.boot == Some(boot_id(host))
-        && journal.undos.contains(&firewall(interface));
+        true => false,
+        false if unsure && kill_switch_stands(host, interface)? => true,
+        false => journal.boot.is_some() && journal.closes && journal.undos.contains(&firewall(interface)),
+    };
     Ok(Dead { closed, names: journal.names })
+}
+
+/// Whether the rules that close are seen, where the system shows rules.
+fn kill_switch_stands(host: &mut SystemHost, interface: &str) -> Result<bool, Error> {
+    let table = firewall::table_name(interface);
+    let closes = |comment: &Option<String>| comment.as_deref() == Some(firewall::KILL_SWITCH);
+    let chains = host.seen_chains()?;
+    Ok(chains.iter().any(|chain| chain.table == table && chain.rules.iter().any(|rule| closes(&rule.comment))))
+}
+
+/// A network namespace that is not this one, and where a killed node's changes lie.
+#[derive(Debug)]
+pub struct Elsewhere {
+    namespace: u64,
+    way: PathBuf,
+}
+
+impl std::fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the last node ran in another network namespace (net:[{}]) and did not stop by itself",
+            self.namespace
+        )
+    }
+}
+
+impl Elsewhere {
+    /// Why nothing can be done from here, and what can; `or`: what else.
+    pub fn failure(&self, interface: &str, or: &str) -> Failure {
+        let or = if or.is_empty() { String::new() } else { format!("; {or}") };
+        let hint = format!("put the host back there: sudo nsenter --net={} peervpn recover{or}", self.way.display());
+        Failure::new(format!("{interface}: {self}"), hint).host("unchanged")
+    }
+}
+
+/// Where the changes of a killed node are to be taken back, if not here. A namespace that has gone took along what a
+/// reboot takes along.
+pub fn elsewhere(host: &mut SystemHost, log: &mut files::Log) -> Result<Option<Elsewhere>, Failure> {
+    let journal = journal::decode(&log.contents().map_err(unwritable)?);
+    let here = host.namespace()?;
+    match journal.namespace {
+        Some(namespace) if here != Some(namespace) && journal.boot == Some(boot_id(host)) => {
+            Ok(host.way_into(namespace)?.map(|way| Elsewhere { namespace, way }))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The undo of the firewall rules of the node on that interface.
@@ -62,39 +112,66 @@ pub fn firewall(interface: &str) -> Undo {
     Undo::Firewall { name: firewall::table_name(interface) }
 }
 
-/// Undoes a journal but for the firewall rules, whose undo, if there are any, is then all that is left in it.
-pub fn but_firewall(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Leftovers {
-    let undos = match log.contents() {
-        Ok(bytes) => journal::decode(&bytes).undos,
-        Err(error) => return Leftovers(vec![chain(&error)]),
+/// Undoes a journal but for the firewall rules, whose undo, if there are any, is then all that is left in it. Also
+/// returns what it said.
+pub fn but_firewall(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> (Leftovers, Journal) {
+    let journal = match read(log) {
+        Ok(journal) => journal,
+        Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
     };
     let firewall = firewall(interface);
-    let (but, others): (Vec<Undo>, Vec<Undo>) = undos.into_iter().partition(|undo| *undo == firewall);
+    let others: Vec<Undo> = journal.undos.iter().filter(|undo| **undo != firewall).cloned().collect();
     let mut left = each(host, &others, Some(log));
+    // a damaged journal may have lost its undo, and that they close
+    let lost = journal.damaged_at.is_some() || journal.torn;
+    let stay = lost || journal.undos.contains(&firewall);
+    let mut records = journal::encode(&Record::Undone { but: stay.then_some(firewall).into_iter().collect() });
+    if lost {
+        records.extend(journal::encode(&Record::Closes(true)));
+    }
     if left.none()
-        && let Err(error) = log.append(&journal::encode(&Record::Undone { but }))
+        && let Err(error) = log.append(&records)
     {
         left.0.push(chain(&error));
     }
-    left
+    (left, journal)
+}
+
+/// Reads a journal that is going to be appended to: not behind a torn line.
+fn read(log: &mut files::Log) -> Result<Journal, Error> {
+    let journal = journal::decode(&log.contents()?);
+    if journal.torn
+        && let Err(error) = log.truncate(journal.whole as u64)
+    {
+        // a full or read-only disk must not keep us from putting the host back
+        tracing::warn!(%error, "the torn line stays");
+    }
+    Ok(journal)
 }
 
 /// Undoes an orphaned journal, as far as it can be read. Also returns what it said.
 pub fn journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journal) {
-    let bytes = match log.contents() {
-        Ok(bytes) => bytes,
+    let journal = match read(log) {
+        Ok(journal) => journal,
         Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
     };
-    let journal = journal::decode(&bytes);
-    // where the first line is lost, the boot is unknown: an undo checks what it finds
-    let rebooted = journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host));
-    let undos: Vec<Undo> = journal.undos.iter().filter(|u| !rebooted || u.survives_reboot()).cloned().collect();
+    let gone = gone(host, &journal);
+    let undos: Vec<Undo> = journal.undos.iter().filter(|u| !gone || u.survives_reboot()).cloned().collect();
     (each(host, &undos, Some(log)), journal)
 }
 
+/// The kernel state that a journal tells of is gone, with its boot or its network namespace (see [`elsewhere`]). Where
+/// the first line is lost, that is unknown: an undo checks what it finds.
+fn gone(host: &mut SystemHost, journal: &Journal) -> bool {
+    let here = host.namespace().unwrap_or_default();
+    journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host))
+        || journal.namespace.is_some_and(|namespace| here != Some(namespace))
+}
+
 /// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
-/// case that no journal tells. Kernel settings carry no mark. Also whether there was anything.
-pub fn sweep(host: &mut SystemHost) -> (Leftovers, bool) {
+/// case that no journal tells, but for the firewall rules of the interface that is to stay `closed`. Kernel settings carry
+/// no mark. Also whether there was anything.
+pub fn sweep(host: &mut SystemHost, closed: Option<&str>) -> (Leftovers, bool) {
     let mut left = Leftovers::default();
     let mut undos = Vec::new();
     match (host.links(), host.routes(), host.rules()) {
@@ -125,8 +202,14 @@ pub fn sweep(host: &mut SystemHost) -> (Leftovers, bool) {
     // what the default interface has beside its link can't be seen everywhere: taken back last, unseen
     let interface = crate::config::DEFAULT_INTERFACE.to_owned();
     undos.splice(0..0, [Undo::Firewall { name: firewall::table_name(&interface) }, Undo::SystemDns { interface }]);
+    if let Some(interface) = closed {
+        let stays = firewall(interface);
+        undos.retain(|undo| *undo != stays);
+    }
     left.0.extend(each(host, &undos, None).0);
-    left.0.extend(host.delete_marked().err().map(|error| chain(&error)));
+    if closed.is_none() {
+        left.0.extend(host.delete_marked().err().map(|error| chain(&error)));
+    }
     (left, found)
 }
 

@@ -163,6 +163,18 @@ impl Namespace {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Ends every process inside.
+    pub fn kill_all(&self) {
+        let pids = Command::new("ip").args(["netns", "pids", &self.name]).output().unwrap();
+        for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+            // SAFETY: kill(2) on a process of a namespace that is this test's own
+            unsafe { libc::kill(pid.parse().unwrap(), libc::SIGKILL) };
+        }
+        while !Command::new("ip").args(["netns", "pids", &self.name]).output().unwrap().stdout.is_empty() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// A UDP socket bound inside the namespace, held by this process.
     pub fn bind(&self, address: &str) -> std::net::UdpSocket {
         use std::os::fd::AsRawFd as _;
@@ -257,11 +269,17 @@ fn masked(text: &str, place: &Place) -> String {
     let text = text
         .replace(&place.dir.display().to_string(), "[DIR]")
         .replace(env!("CARGO_PKG_VERSION"), "[VERSION]")
-        .replace(own.trim_end(), "[PROGRAM]");
-    let mut parts = text.split("(process ");
+        .replace(own.trim_end(), "[PROGRAM]")
+        .replace(&format!("pvcli-{}", std::process::id()), "pvcli-[PID]");
+    without_numbers(&without_numbers(&text, "(process ", "[PID]"), "net:[", "INODE")
+}
+
+/// Text with this in place of the number behind each `prefix`.
+fn without_numbers(text: &str, prefix: &str, instead: &str) -> String {
+    let mut parts = text.split(prefix);
     let mut masked = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        masked.push_str("(process [PID]");
+        masked.push_str(&format!("{prefix}{instead}"));
         masked.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
     }
     masked

@@ -78,6 +78,39 @@ fn a_node_whose_readers_went_away_goes_on() {
     nothing_left(&place);
 }
 
+/// `peervpn exit --json | (sleep 1000)`, or a terminal stopped with Ctrl-S.
+#[test]
+fn a_node_whose_readers_stall_goes_on() {
+    use std::os::fd::AsRawFd as _;
+    let Some(namespace) = Namespace::with_default_route("stalled") else { return };
+    let place = Place::new("stalled").with_key();
+    let before = namespace.snapshot();
+    let (child, _) = start(&namespace, &place, &["exit", "--port", "51820", "-vv"]);
+    let (out, err) = (child.stdout.as_ref().unwrap(), child.stderr.as_ref().unwrap());
+    for pipe in [out.as_raw_fd(), err.as_raw_fd()] {
+        // a page, fcntl(2); what is in it already may be more
+        // SAFETY: a descriptor that is open for the length of the call, and a constant
+        unsafe { libc::fcntl(pipe, libc::F_SETPIPE_SZ, 4096) };
+    }
+    const PEERS: u8 = 60;
+    use base64::Engine as _;
+    for number in 1..=PEERS {
+        let key = base64::engine::general_purpose::STANDARD.encode([number; 32]);
+        let added = finish(&mut namespace.peervpn(&place, &["peers", "add", &key]));
+        assert!(added.status.success(), "peer {number}: {added:?}");
+    }
+    let status = finish(&mut namespace.peervpn(&place, &["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["peers"].as_array().map(Vec::len), Some(usize::from(PEERS)), "{status}");
+    // SAFETY: kill(2) on a child that was not waited for yet
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    let output = finish_child(child);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.len() < usize::from(PEERS) * 100, "the pipe took everything: nobody stalled");
+    assert_eq!(before, namespace.snapshot(), "the host is not as before");
+    nothing_left(&place);
+}
+
 /// A connect string that nobody answers.
 fn silent_exit() -> String {
     format!("{EXIT_KEY}@198.51.100.1:51820")
@@ -149,6 +182,44 @@ fn recover_leaves_the_nodes_of_other_state_directories_alone() {
     assert_eq!(before, namespace.snapshot(), "the host is not as before");
     nothing_left(&place);
     nothing_left(&other);
+}
+
+/// The state directory's default is the same in every network namespace; what a journal tells of lies in one of them.
+#[test]
+fn what_was_changed_in_another_network_namespace_is_left_to_it() {
+    let Some(there) = Namespace::with_default_route("there") else { return };
+    let here = Namespace::with_default_route("here").expect("as the other one");
+    let [place, own] = ["elsewhere", "elsewhere-own"].map(|name| Place::new(name).with_key());
+    let split = ["connect", &silent_exit(), "--lockdown", "--allowed-ips", "203.0.113.0/24"];
+    let before = [there.snapshot(), here.snapshot()];
+    let (child, _) = start(&there, &place, &split);
+    killed(child);
+    let left = there.snapshot();
+    // of the same names as those that the journal tells of
+    let (child, _) = start(&here, &own, &["exit"]);
+    let running = here.snapshot();
+    golden("node-elsewhere-recover", &place, &finish(&mut here.peervpn(&place, &["recover"])));
+    golden("node-elsewhere-exit", &place, &finish(&mut here.peervpn(&place, &["exit", "--no-stun"])));
+    assert_eq!([&left, &running], [&there.snapshot(), &here.snapshot()], "something was undone");
+    assert!(finish(&mut there.peervpn(&place, &["recover"])).status.success());
+    assert_eq!(before[0], there.snapshot(), "the host is not as before");
+    assert_eq!(running, here.snapshot(), "recover reached into another namespace");
+    nothing_left(&place);
+
+    // one that has gone took its changes along
+    let (mut orphan, _) = start(&there, &place, &split);
+    orphan.kill().unwrap();
+    orphan.wait().unwrap();
+    there.kill_all();
+    drop(there);
+    let recovered = finish(&mut here.peervpn(&place, &["recover"]));
+    assert!(recovered.status.success(), "{recovered:?}");
+    assert_eq!(running, here.snapshot(), "the changes of a namespace that has gone were undone in another");
+    nothing_left(&place);
+    // SAFETY: kill(2) on a child that was not waited for yet
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    assert!(finish_child(child).status.success());
+    assert_eq!(before[1], here.snapshot(), "the host is not as before");
 }
 
 /// `peervpn exit &` in a shell: a terminal is there, and another program reads from it. Asking on it would stop the node.

@@ -269,6 +269,56 @@ lab_tests! {
         scene.exit.stop(libc::SIGINT);
     }
 
+    /// What a damaged journal says of the kill switch can't be trusted: whoever takes over looks at the rules themselves.
+    fn nothing_leaks_when_the_dead_nodes_journal_is_damaged() {
+        let mut scene = Scene::new(true);
+        let journal = scene.peer().dir.join("state/journal/peervpn0.journal");
+        let flipped = |lines: &[Vec<u8>], wanted: &dyn Fn(usize, &str) -> bool| -> Vec<u8> {
+            let line = |(number, line): (usize, &Vec<u8>)| {
+                let mut line = line.clone();
+                if wanted(number, &String::from_utf8_lossy(&line)) {
+                    line[12] ^= 1;
+                }
+                line
+            };
+            lines.iter().enumerate().flat_map(line).collect()
+        };
+        for damage in ["head", "what says that it closes", "tail", "every line", "cut off after the head", "torn head"] {
+            let mut peer = scene.connect(&[]);
+            scene.begin();
+            peer.kill();
+            let whole = std::fs::read(&journal).expect("a journal");
+            let lines: Vec<Vec<u8>> = whole.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+            let last = lines.len() - 1;
+            let damaged = match damage {
+                "head" => flipped(&lines, &|number, _| number == 0),
+                "what says that it closes" => flipped(&lines, &|_, line| line.contains("\"closes\"")),
+                "tail" => flipped(&lines, &|number, line| number == last || line.contains("\"closes\"")),
+                "every line" => flipped(&lines, &|_, _| true),
+                "cut off after the head" => [&lines[0][..], &lines[1][..20]].concat(),
+                _ => lines[0][..20].to_vec(),
+            };
+            assert_ne!(damaged, whole, "{damage}");
+            std::fs::write(&journal, damaged).expect("write the journal");
+            for attempt in 1..=2 {
+                let target = format!("bRlipg7Esg2ahj44hO1FJssLUvcm6QXcRWHTu9r/ryg=@{DEAD}:51820");
+                let mut silent = scene.peer().connect(&target, &["--timeout", "1"]);
+                assert_eq!(silent.wait(), Some(1), "{}", silent.log());
+                assert!(silent.log().contains("its kill switch is on"), "{damage}: {}", silent.log());
+                scene.tight_now(&format!("damaged: {damage}, attempt {attempt}"));
+            }
+            let refused = scene.peer().run(&["exit", "--no-stun"]);
+            assert!(refused.code == Some(1) && refused.stderr.contains("peervpn recover lifts it"), "{}", refused.all());
+            let mut peer = scene.connect(&[]);
+            assert_leaves_through_exit(&scene.lab, scene.peer());
+            scene.tight_now(&format!("damaged: {damage}, connected anew"));
+            peer.stop(libc::SIGTERM);
+            assert_leaves_directly(scene.peer());
+        }
+        scene.sum();
+        scene.exit.stop(libc::SIGINT);
+    }
+
     /// The control run: what the kill switch holds back is there.
     fn without_the_kill_switch_it_shows() {
         let scene = Scene::new(true);

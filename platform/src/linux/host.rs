@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use netlink_bindings::{rt_addr, rt_link};
@@ -336,6 +337,14 @@ impl Host for NetlinkHost {
 
     fn boot_id(&mut self) -> Result<String> {
         Ok(self.sysctl("kernel/random/boot_id")?.unwrap_or_default())
+    }
+
+    fn namespace(&mut self) -> Result<Option<u64>> {
+        Ok(super::process::namespace(Path::new("/proc/thread-self/ns/net")))
+    }
+
+    fn way_into(&mut self, namespace: u64) -> Result<Option<PathBuf>> {
+        Ok(super::process::way_into(namespace))
     }
 
     fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()> {

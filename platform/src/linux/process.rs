@@ -198,6 +198,18 @@ pub fn open_elsewhere(wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     found
 }
 
+/// The inode number of the network namespace that this leads to, which names it while it lives: namespaces(7).
+pub(super) fn namespace(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|found| found.ino())
+}
+
+/// A path into that network namespace: the one that `ip netns` gave it, else that of a process in it.
+pub(super) fn way_into(inode: u64) -> Option<PathBuf> {
+    let below = |directory: &str| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let processes = below("/proc").map(|process| process.join("ns/net"));
+    below("/run/netns").chain(processes).find(|path| namespace(path) == Some(inode))
+}
+
 /// The process at the other end of a socket, unix(7) `SO_PEERCRED`: the one that called listen(2).
 pub(super) fn peer(socket: &impl AsRawFd) -> Option<u32> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };

@@ -310,7 +310,7 @@ impl KillSwitch<'_> {
                 ));
             }
         }
-        rules.comment("kill switch: peervpn down lifts it, after a crash peervpn recover");
+        rules.comment(super::KILL_SWITCH);
         if Family::BOTH.into_iter().all(|family| self.allowed.contains(&family.default_prefix())) {
             rules.add("block return out quick all");
             return;

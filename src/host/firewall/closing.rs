@@ -11,6 +11,9 @@ use super::*;
 /// The chain for what would go beside the tunnel.
 const BLOCKED: &str = "blocked";
 
+/// The comment of the rules that close, by which they are known again.
+pub const KILL_SWITCH: &str = "kill switch: peervpn down lifts it, after a crash peervpn recover";
+
 /// Ports of DHCP: client and server of DHCPv4 (RFC 2131 §4.1), then of DHCPv6 (RFC 8415 §7.2).
 pub(super) const DHCP: (u16, u16) = (68, 67);
 pub(super) const DHCPV6: (u16, u16) = (546, 547);
@@ -119,12 +122,8 @@ impl KillSwitch<'_> {
             }
             rules.extend(lan.iter().map(|lan| rule([into(&lan.interface), to(&lan.prefix)], [Statement::Accept])));
         }
-        let blocked = |matches: Vec<Match>| {
-            commented(
-                "kill switch: peervpn down lifts it, after a crash peervpn recover",
-                rule(matches, [Statement::Jump(BLOCKED.to_owned())]),
-            )
-        };
+        let blocked =
+            |matches: Vec<Match>| commented(KILL_SWITCH, rule(matches, [Statement::Jump(BLOCKED.to_owned())]));
         if Family::BOTH.into_iter().all(everything) {
             rules.push(blocked(Vec::new()));
             return rules;
