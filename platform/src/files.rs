@@ -204,6 +204,11 @@ impl Log {
         self.file.metadata().map(|found| found.len()).map_err(|e| self.failed("look at", e))
     }
 
+    /// Whether its path still names this file.
+    pub fn is_named(&self) -> Result<bool> {
+        private::is_named(&self.file, &self.path).map_err(|e| self.failed("look at", e))
+    }
+
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> Result<bool> {
         Ok(self.len()? == 0)

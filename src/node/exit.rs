@@ -27,6 +27,7 @@ use super::dns;
 use super::event::{Event, Output};
 use super::mapping::{self, MappingWatch, Monitor};
 use super::portmap::{self, PortMap};
+use super::state::PeersFile;
 use super::{
     Ground, Started, StopSignals, block_on, end, fail, port_in_use, roam, service, settle, start, state, stun,
 };
@@ -40,6 +41,7 @@ use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
 use crate::join::initiation::Checker;
 use crate::join::peers::{Peer, PeerStore};
+use crate::join::waiting::Waiting;
 use crate::key::PrivateKey;
 use crate::tunnel::{self, mtu};
 
@@ -53,11 +55,11 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
     block_on(async {
         let mut signals = StopSignals::install()?;
         let (mut ground, mut server) = Ground::prepare(&options.node, places, "exit", out)?;
-        let _peers = match state::own_peers(places) {
-            Ok(lock) => lock,
+        let peers = match state::PeersFile::own(places) {
+            Ok(peers) => peers,
             Err(failure) => return Err(fail(ground.applier, server, failure)),
         };
-        let up = bring_up(&mut ground, options, places, out);
+        let up = bring_up(&mut ground, peers, options, places, out);
         match start(up, &mut server, &mut signals).await {
             Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
             Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
@@ -88,6 +90,10 @@ struct Exit<'a> {
     unseen: u64,
     admission: Admission,
     store: PeerStore,
+    /// Where the store is kept.
+    peers: PeersFile,
+    /// Who waited and who was denied, as it stands in the file.
+    waiting: Waiting,
     /// The control service on our tunnel addresses.
     service: Option<service::Server>,
     /// MTU of the tunnel in bytes.
@@ -122,6 +128,7 @@ type Up<'a> = (Exit<'a>, Watched<InitiationTap>);
 
 async fn bring_up<'a>(
     ground: &mut Ground,
+    (peers, store): (PeersFile, PeerStore),
     options: &'a ExitOptions,
     places: &'a Places,
     out: &mut dyn Output,
@@ -134,7 +141,6 @@ async fn bring_up<'a>(
             "connect it to the internet first: ip route shows its routes",
         ));
     }
-    let store = state::peers(places)?;
     // looks for the gateway while STUN is asked
     let mut portmap = (!options.no_portmap).then(PortMap::start);
     let (port, gathered) = learn_endpoints(options, out).await?;
@@ -233,7 +239,8 @@ async fn bring_up<'a>(
     let mapping =
         (!servers.is_empty()).then(|| MappingWatch::start(port, 0, servers, gathered.known(), pace)).transpose()?;
     invites::know_slots(&mut admission, &store);
-    manage::recall_waiting(&mut admission, &state::waiting(places));
+    let waiting = state::waiting(places);
+    manage::recall_waiting(&mut admission, &waiting);
     let mut exit = Exit {
         service,
         mtu,
@@ -263,6 +270,8 @@ async fn bring_up<'a>(
 
         wireguard,
         store,
+        peers,
+        waiting,
         resolver,
     };
     exit.ask_again(out);
@@ -423,7 +432,7 @@ impl Exit<'_> {
         for (key, endpoint) in now {
             self.store.set_endpoint(&key, endpoint.into());
         }
-        if let Err(failure) = state::save_peers(self.places, &self.store) {
+        if let Err(failure) = self.peers.keep(&mut self.store) {
             tracing::warn!(%failure, "peers' endpoints are not remembered");
         }
     }

@@ -181,9 +181,8 @@ fn no_room() -> Failure {
 
 /// `peervpn invite` while no node runs. The endpoints have to be told, nobody measures them.
 pub fn offline(places: &Places, wanted: &Wanted, endpoints: &[String], mtu: Option<u32>) -> Result<Made, Failure> {
-    let _peers = state::own_peers(places)?;
+    let (mut file, mut store) = state::PeersFile::own(places)?;
     let exit = state::key_or_new(places)?.public();
-    let mut store = state::peers(places)?;
     let terms = Terms {
         exit,
         endpoints: endpoints.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
@@ -191,7 +190,7 @@ pub fn offline(places: &Places, wanted: &Wanted, endpoints: &[String], mtu: Opti
         mtu: mtu.unwrap_or_else(|| mtu::inner(mtu::ETHERNET, Family::V6)),
     };
     let (made, _) = make(&mut store, &terms, wanted, state::now())?;
-    state::save_peers(places, &store)?;
+    file.keep(&mut store)?;
     Ok(made)
 }
 

@@ -22,16 +22,14 @@ pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> R
     if !none || matches!(request, Request::PeersAdd { .. }) || !places.state_dir.is_dir() || !os::privileged() {
         return control::request(places, interface, request);
     }
-    let state = State::read(places)?;
     match request {
-        Request::PeersList => return Ok(Response::Peers { peers: state.list() }),
-        Request::PeersPending => return Ok(Response::Pending { pending: state.pending() }),
-        _ => {}
+        Request::PeersList => Ok(Response::Peers { peers: State::new(places, state::peers(places)?).list() }),
+        Request::PeersPending => Ok(Response::Pending { pending: State::new(places, state::peers(places)?).pending() }),
+        _ => {
+            let (mut file, peers) = state::PeersFile::own(places)?;
+            State::new(places, peers).change(&mut file, places, request)
+        }
     }
-    // written anew from what is read under the lock
-    drop(state);
-    let _peers = state::own_peers(places)?;
-    State::read(places)?.change(places, request)
 }
 
 struct State {
@@ -41,12 +39,12 @@ struct State {
 }
 
 impl State {
-    fn read(places: &Places) -> Result<State, Failure> {
+    fn new(places: &Places, peers: PeerStore) -> State {
         let now = state::now();
         let mut waiting = state::waiting(places);
         waiting.pending.retain(|pending| now.saturating_sub(pending.last) < PENDING_FOR.as_secs());
         waiting.denied.retain(|denied| denied.until > now);
-        Ok(State { peers: state::peers(places)?, waiting, now })
+        State { peers, waiting, now }
     }
 
     fn list(&self) -> Vec<PeerStatus> {
@@ -66,7 +64,7 @@ impl State {
         pending.into_iter().map(one).collect()
     }
 
-    fn change(mut self, places: &Places, request: &Request) -> Result<Response, Failure> {
+    fn change(mut self, file: &mut state::PeersFile, places: &Places, request: &Request) -> Result<Response, Failure> {
         let answer = match request {
             Request::PeersAccept { id, name } => self.accept(places, id, name.clone())?,
             Request::PeersDeny { id } => {
@@ -93,7 +91,7 @@ impl State {
             },
             _ => return control::request(places, None, request),
         };
-        state::save_peers(places, &self.peers)?;
+        file.keep(&mut self.peers)?;
         state::save_waiting(places, &self.waiting)?;
         Ok(answer)
     }

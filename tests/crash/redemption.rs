@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use peervpn::join::peers::PeerStore;
 
 use crate::lab_tests;
 use crate::node::Node;
@@ -49,10 +49,9 @@ fn remembered(lab: &Lab) -> &'static str {
 
 /// How the exit sees the newest join: the peer's own key, or the invite still open.
 fn known_to_exit(lab: &Lab) -> (usize, usize) {
-    let file = fs::read_to_string(lab.exit.dir.join("state/peers.json")).expect("a peers file");
-    let file: Value = serde_json::from_str(&file).expect("JSON");
-    let invites = file["invites"].as_array().expect("a list");
-    (file["peers"].as_array().expect("a list").len(), invites.iter().filter(|i| i["redeemed"].is_null()).count())
+    let file = fs::read(lab.exit.dir.join("state/peers.json")).expect("a peers file");
+    let store = PeerStore::parse(&file).expect("a peers file that reads");
+    (store.peers().len(), store.invites().filter(|invite| invite.redeemed.is_empty()).count())
 }
 
 /// strace on a running process, which it kills as it enters its `n`th call of that name from now on.

@@ -15,6 +15,15 @@ pub enum PeersError {
     /// Not the JSON described above.
     #[error("the peers file cannot be read")]
     Json(#[source] serde_json::Error),
+    /// Not a change as described in `changes.rs`.
+    #[error("the change in line {line} of the peers file cannot be read")]
+    Change {
+        /// Which line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
     /// Written by a later program.
     #[error("the peers file has version {0}, this program knows {VERSION}")]
     Version(u64),
@@ -71,6 +80,7 @@ impl Hint for PeersError {
             PeersError::TooLong(_) | PeersError::Json(_) => {
                 "mend peers.json in the state directory, or move it away to start without peers".to_owned()
             }
+            PeersError::Change { .. } => "mend that line of peers.json in the state directory, or delete it".to_owned(),
             PeersError::Version(_) => "a newer peervpn wrote it: use that one, or move peers.json away".to_owned(),
             PeersError::Full => "peervpn peers revoke ID makes room among the peers".to_owned(),
             PeersError::FullOfInvites => {

@@ -1,5 +1,6 @@
 //! Invites as the exit keeps them: the public half of a slot's key, its preshared key, until when, and who came by it.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -66,16 +67,28 @@ pub enum Redeemed {
 }
 
 impl PeerStore {
-    pub(super) fn read_invites(&mut self, invites: Vec<Invite>) -> Result<(), PeersError> {
-        if invites.len() > MAX_INVITES {
+    /// Whether the invites that were read are as they may be; `names` has those of the peers.
+    pub(super) fn check_invites<'a>(&'a self, mut names: HashSet<&'a str>) -> Result<(), PeersError> {
+        if self.invites.len() > MAX_INVITES {
             return Err(PeersError::FullOfInvites);
         }
-        for invite in invites {
-            let key = invite.public_key;
+        let mut doors = HashSet::new();
+        for (key, invite) in &self.invites {
             if invite.redeemed.len() > MAX_PEERS || invite.unconfirmed.iter().any(|k| !invite.redeemed.contains(k)) {
-                return Err(PeersError::Invite(key));
+                return Err(PeersError::Invite(*key));
             }
-            self.add_invite(invite)?;
+            if self.peers.contains_key(key) || self.revoked.contains_key(key) {
+                return Err(PeersError::DuplicateKey(*key));
+            }
+            if !address::is_door(invite.door) || !doors.insert(invite.door) {
+                return Err(PeersError::Invite(*key));
+            }
+            if let Some(name) = &invite.name {
+                check_name(name)?;
+                if invite.holds_name(name) && !names.insert(name) {
+                    return Err(PeersError::DuplicateName(name.clone()));
+                }
+            }
         }
         Ok(())
     }
@@ -126,6 +139,7 @@ impl PeerStore {
             }
         }
         self.invites.insert(key, invite);
+        self.changed.insert(key);
         Ok(())
     }
 
@@ -136,6 +150,7 @@ impl PeerStore {
         if slot != (None, None) && self.revoked.len() < MAX_PEERS {
             self.revoked.insert(*key, Revoked { public_key: *key, name: None, revoked_at: now });
         }
+        self.changed.insert(*key);
         slot
     }
 
@@ -144,6 +159,9 @@ impl PeerStore {
     pub fn redeem(&mut self, slot: &PublicKey, mut peer: Peer) -> Result<(), PeersError> {
         let invite = self.invites.get(slot).ok_or_else(|| PeersError::Unknown(slot.to_string()))?.clone();
         let key = peer.public_key;
+        if key == *slot {
+            return Err(PeersError::DuplicateKey(key));
+        }
         // its own name is free for it
         self.invites.remove(slot);
         peer.name = invite.name.as_deref().and_then(|name| self.free_name(name));
@@ -154,6 +172,7 @@ impl PeerStore {
             after.unconfirmed.push(key);
         }
         self.invites.insert(*slot, after);
+        self.changed.insert(*slot);
         added
     }
 
@@ -168,10 +187,13 @@ impl PeerStore {
     /// A peer was heard with its own key: its redemption is complete. `true` if that was news.
     pub fn confirm(&mut self, key: &PublicKey) -> bool {
         let mut news = false;
-        for invite in self.invites.values_mut() {
+        for (slot, invite) in &mut self.invites {
             let before = invite.unconfirmed.len();
             invite.unconfirmed.retain(|other| other != key);
-            news |= invite.unconfirmed.len() != before;
+            if invite.unconfirmed.len() != before {
+                self.changed.insert(*slot);
+                news = true;
+            }
         }
         news
     }
@@ -270,7 +292,11 @@ mod tests {
         let phone = store.find("phone").unwrap();
         assert_eq!((phone.how, phone.stock, &phone.preshared_key), (How::Accepted, false, &None));
         let text = store.to_json();
-        assert!(text.starts_with("{\"version\":2,"));
+        assert!(text.starts_with("{\"version\":3,"));
         assert_eq!(PeerStore::parse(text.as_bytes()).unwrap(), store);
+        // version 2 is version 3 without changes behind it, and gets none
+        let second = text.replace("\"version\":3", "\"version\":2");
+        let read = PeerStore::read(second.as_bytes()).unwrap();
+        assert_eq!((read.store, read.extent), (store, None));
     }
 }

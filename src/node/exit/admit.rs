@@ -345,7 +345,7 @@ impl Exit<'_> {
         let done = done
             .and_then(|()| Ok(self.wireguard.configure(&interface, &tunnel::peers(configs))?))
             .and_then(|()| Ok(applier.host.add_routes(&new_routes)?))
-            .and_then(|()| state::save_peers(self.places, &self.store));
+            .and_then(|()| self.peers.keep(&mut self.store));
         if let Err(failure) = done {
             // all or nothing: a peer that can't be kept is not let in
             for peer in &peers[..added] {

@@ -93,7 +93,7 @@ impl Exit<'_> {
             mtu: self.mtu,
         };
         let (made, key) = invite::make(&mut self.store, &terms, wanted, state::now())?;
-        let installed = self.install_slot(&key, applier).and_then(|()| state::save_peers(self.places, &self.store));
+        let installed = self.install_slot(&key, applier).and_then(|()| self.peers.keep(&mut self.store));
         if let Err(failure) = installed {
             self.store = before;
             let _ = self.wireguard.configure(applier.interface(), &tunnel::peers(vec![tunnel::removal(&key)]));
@@ -205,11 +205,8 @@ impl Exit<'_> {
         let peer =
             Peer { preshared_key: Some(PresharedKey::generate()), ..Peer::new(*key, addresses, How::Invite, now) };
         let before = self.store.clone();
-        let stored = self
-            .store
-            .redeem(&slot, peer)
-            .map_err(Failure::from)
-            .and_then(|()| state::save_peers(self.places, &self.store));
+        let stored =
+            self.store.redeem(&slot, peer).map_err(Failure::from).and_then(|()| self.peers.keep(&mut self.store));
         if let Err(failure) = stored {
             tracing::warn!(%failure, "an invite could not be redeemed");
             self.store = before;
@@ -271,7 +268,7 @@ impl Exit<'_> {
             self.forget_slot(key, applier);
         }
         if (news || !over.is_empty())
-            && let Err(failure) = state::save_peers(self.places, &self.store)
+            && let Err(failure) = self.peers.keep(&mut self.store)
         {
             tracing::warn!(%failure, "what became of invites is not remembered");
         }

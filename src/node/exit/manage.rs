@@ -48,7 +48,7 @@ impl Exit<'_> {
         let peer = self.store.find(id)?;
         let (key, before) = (peer.public_key, peer.name.clone());
         self.store.rename(&key, name)?;
-        if let Err(failure) = state::save_peers(self.places, &self.store) {
+        if let Err(failure) = self.peers.keep(&mut self.store) {
             self.store.rename(&key, before.as_deref()).expect("the name it had is still free");
             return Err(failure);
         }
@@ -80,7 +80,7 @@ impl Exit<'_> {
             }
         }
         self.decided(&key, Instant::now(), out);
-        state::save_peers(self.places, &self.store).map_err(|failure| Failure {
+        self.peers.keep(&mut self.store).map_err(|failure| Failure {
             message: format!("{} is out, but would be in again after a restart: {}", key.peer_id(), failure.message),
             ..failure
         })?;
@@ -98,7 +98,7 @@ impl Exit<'_> {
         let invite = self.store.find_invite(id)?.clone();
         let key = invite.public_key;
         self.forget_slot(&key, applier);
-        let saved = state::save_peers(self.places, &self.store);
+        let saved = self.peers.keep(&mut self.store);
         Some(saved.map(|()| Response::Changed(Changed::new("withdrawn", key, invite.name))))
     }
 
@@ -147,8 +147,12 @@ impl Exit<'_> {
             until: epoch + until.saturating_duration_since(now).as_secs(),
         });
         let waiting = Waiting::new(pending.collect(), denied.collect());
-        if let Err(failure) = state::save_waiting(self.places, &waiting) {
-            tracing::warn!(%failure, "who waits is not remembered");
+        if waiting == self.waiting {
+            return;
+        }
+        match state::save_waiting(self.places, &waiting) {
+            Ok(()) => self.waiting = waiting,
+            Err(failure) => tracing::warn!(%failure, "who waits is not remembered"),
         }
     }
 }
