@@ -19,6 +19,11 @@ need() { # program, then the apt packages that bring it
         skip "apt-get install $*"
 }
 
+zig=$target_dir/zig
+zig() { # a C compiler and linker for any target, with the headers and the libraries' symbols of most; from PyPI
+    [ -x "$zig/bin/python" ] || { python3 -m venv "$zig" && "$zig/bin/pip" install -q ziglang; } || skip "pip install ziglang"
+}
+
 c_compiler() { # for what has C in it (ring), and the linker
     case $1 in
     x86_64-pc-windows-gnu) need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64 ;;
@@ -28,25 +33,24 @@ c_compiler() { # for what has C in it (ring), and the linker
         export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
         ;;
     aarch64-apple-darwin)
-        local venv=$target_dir/zig
-        [ -x "$venv/bin/python" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q ziglang; } ||
-            skip "pip install ziglang"
-        # cc-rs talks to Apple's clang: leave out what zig does not take
+        zig
+        # rustc and cc-rs talk to Apple's clang: leave out what zig does not take. iconv too, which the libc crate names and
+        # nobody calls; a call would fail to link
         cat >"$target_dir/zig-cc" <<END
 #!/usr/bin/env bash
 args=()
 while [ \$# != 0 ]; do
     case \$1 in
     -arch) shift ;;
-    -mmacosx-version-min=* | -gfull | --target=*) ;;
+    -mmacosx-version-min=* | -gfull | --target=* | -liconv) ;;
     *) args+=("\$1") ;;
     esac
     shift
 done
-exec "$venv/bin/python" -m ziglang cc -target aarch64-macos "\${args[@]}"
+exec "$zig/bin/python" -m ziglang cc -target aarch64-macos "\${args[@]}"
 END
         chmod +x "$target_dir/zig-cc"
-        export CC_aarch64_apple_darwin=$target_dir/zig-cc
+        export CC_aarch64_apple_darwin=$target_dir/zig-cc CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$target_dir/zig-cc
         ;;
     esac
 }

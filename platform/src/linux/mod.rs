@@ -10,6 +10,8 @@ mod clock;
 pub mod control;
 pub mod dns;
 mod exchange;
+#[path = "../unix/process.rs"]
+mod held;
 mod host;
 #[path = "../unix/launch.rs"]
 pub mod launch;

@@ -1,88 +1,27 @@
 //! The userspace device's process: started so that it outlives us only when we say so, and ended without ever
 //! signalling another process that got its number.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
 
+pub use super::held::{HeldDevice, spawn_held};
 pub use super::uapi::{remove_uapi_socket, uapi_owner, wait_uapi};
 use crate::types::ProcessId;
 use crate::{Error, Result};
 
 /// Where a started program finds others; it gets no more of our environment.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long a process may take to vanish after SIGKILL.
 const KILLED: Duration = Duration::from_secs(5);
 
-/// A started program that waits for our go. Dropped without [`HeldDevice::release`], its standard input ends and it
-/// exits; so it does when this process dies first.
-#[derive(Debug)]
-pub struct HeldDevice {
-    /// The process, for the journal.
-    pub id: ProcessId,
-    stdin: ChildStdin,
-}
-
-impl HeldDevice {
-    /// Lets the program go on: one byte on its standard input.
-    pub fn release(mut self) -> Result<()> {
-        self.stdin.write_all(b"\n").map_err(|e| Error::system(format!("release process {}", self.id.pid), e))
-    }
-}
-
-/// Starts `program` in a session of its own, with the given environment only (and a plain `PATH`), its standard input
-/// our pipe, its outputs in `log` or nowhere, no other descriptor of ours, working directory `/`, umask 077.
-/// The program must read one byte from its standard input before it does anything, and exit at its end.
-pub fn spawn_held(
-    program: &Path,
-    args: &[OsString],
-    envs: &[(OsString, OsString)],
-    log: Option<File>,
-) -> Result<HeldDevice> {
-    let operation = format!("start {}", program.display());
-    let outputs = || -> io::Result<(Stdio, Stdio)> {
-        Ok(match log {
-            Some(log) => (log.try_clone()?.into(), log.into()),
-            None => (Stdio::null(), Stdio::null()),
-        })
-    };
-    let start = || -> io::Result<HeldDevice> {
-        let (stdout, stderr) = outputs()?;
-        let mut command = Command::new(program);
-        command.args(args).env_clear().env("PATH", PATH).envs(envs.iter().cloned()).current_dir("/");
-        command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
-        // SAFETY: between fork and exec only async-signal-safe calls are made, without allocation; signal-safety(7).
-        unsafe {
-            command.pre_exec(|| {
-                if libc::setsid() < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                libc::umask(0o077);
-                // every descriptor from 3 up goes at exec; best effort, since ours carry the flag already (before 5.11
-                // the kernel refuses). close_range(2)
-                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-                Ok(())
-            });
-        }
-        let mut child = command.spawn()?;
-        let pid = child.id();
-        let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let id = process_id(pid);
-        // a thread that waits for it, so that it never stays a zombie of ours; should there be none to have, dropping
-        // `stdin` ends the child
-        std::thread::Builder::new().name("reap".to_owned()).stack_size(64 << 10).spawn(move || {
-            super::privilege::confine_thread();
-            child.wait()
-        })?;
-        Ok(HeldDevice { id: id.ok_or(io::ErrorKind::NotFound)?, stdin })
-    };
-    start().map_err(|e| Error::system(operation, e))
+/// Marks every descriptor from 3 up to go at exec; close_range(2), from Linux 5.11 on. Async-signal-safe.
+pub(super) fn close_at_exec() {
+    // SAFETY: plain numbers.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 /// State letter and start time of a process; proc_pid_stat(5). The name in field 2 may hold spaces and brackets, so

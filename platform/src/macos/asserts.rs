@@ -3,7 +3,7 @@
 
 use std::mem::{align_of, offset_of, size_of};
 
-use super::sys;
+use super::{process, sys};
 use crate::bpf::Instruction;
 use crate::macos_formats::{capture, route};
 
@@ -38,6 +38,10 @@ const _: () = {
     assert!(offset_of!(sys::In6AliasReq, mask) == 72);
     assert!(offset_of!(sys::In6AliasReq, flags) == 100);
     assert!(offset_of!(sys::In6AliasReq, lifetime) == 104);
+    // sys/proc_info.h
+    assert!(size_of::<process::FileInfo>() == 24 && offset_of!(process::FileInfo, kind) == 16);
+    assert!(size_of::<process::OpenFile>() == 1200 && offset_of!(process::OpenFile, vnode) == 24);
+    assert!(size_of::<libc::proc_fdinfo>() == 8 && size_of::<libc::proc_bsdinfo>() == 136);
     // net/if.h
     assert!(size_of::<libc::ifreq>() == 32 && size_of::<libc::ifaliasreq>() == 64);
     // sys/sockio.h, netinet6/in6_var.h, net/bpf.h, net/pfvar.h: what their macros come to

@@ -20,6 +20,8 @@ mod clock;
 #[path = "../unix/control.rs"]
 pub mod control;
 pub mod dns;
+#[path = "../unix/process.rs"]
+mod held;
 mod host;
 #[path = "../unix/launch.rs"]
 pub mod launch;
@@ -55,6 +57,7 @@ pub use absent::{
 pub use clock::local_time;
 pub use host::{SystemHost, host};
 pub use names::{USUAL_DEVICE, for_device};
+pub(crate) use process::lock_holder;
 pub use timer::Timer;
 pub use uapi::UapiWireGuard;
 pub use uapi_listener::UapiListener;
@@ -69,11 +72,6 @@ pub const SYSTEM: crate::types::System = crate::types::System::Macos;
 pub fn privileged() -> bool {
     // SAFETY: geteuid(2) always succeeds and touches no memory.
     unsafe { libc::geteuid() == 0 }
-}
-
-/// The process that holds a file's lock; macOS tells nobody.
-pub(crate) fn lock_holder(_file: &std::fs::File) -> Option<u32> {
-    None
 }
 
 /// Whether a TUN device can be made: any process of root's may make a utun.

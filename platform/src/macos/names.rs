@@ -20,6 +20,8 @@ pub(super) const SOCKETS: &str = "/var/run/wireguard";
 /// Longest time between a device's interface and its socket.
 const APART: Duration = Duration::from_secs(10);
 const SUFFIX: &str = ".utun";
+/// A name's file is not longer, in bytes.
+const NAME_MAX: usize = 64;
 
 /// The userspace device that is taken when none is named, where it is installed: the one that most Macs run.
 pub const USUAL_DEVICE: Option<&str> = Some("wireguard-go");
@@ -63,7 +65,7 @@ pub(super) fn forget(name: &str) -> Result<()> {
 /// The utun behind a name of ours, while its device lives.
 pub(super) fn utun_of(name: &str) -> Option<String> {
     let path = file(name);
-    let text = fs::read_to_string(&path).ok()?;
+    let text = String::from_utf8(crate::files::read_bounded(&path, NAME_MAX).ok()??).ok()?;
     let real = utun(&text)?;
     let written = |path: &Path| fs::symlink_metadata(path).ok()?.modified().ok();
     let (file, socket) = (written(&path)?, written(&Path::new(SOCKETS).join(format!("{real}.sock")))?);

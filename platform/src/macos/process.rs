@@ -2,81 +2,40 @@
 //! another process that got its number. And the two programs of macOS that have no other interface: pfctl(8) for pf's
 //! rules, scutil(8) for DNS.
 
-use std::ffi::{CStr, OsString, c_char, c_int};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::{size_of, zeroed};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+pub use super::held::{HeldDevice, spawn_held};
 use super::queue;
 pub use super::uapi::{remove_uapi_socket, uapi_owner, wait_uapi};
 use crate::types::ProcessId;
 use crate::{Error, Result};
 
 /// Where a started program finds others; it gets no more of our environment.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long a process may take to vanish after SIGKILL.
 const KILLED: Duration = Duration::from_secs(5);
 /// `SZOMB` of `sys/proc.h`.
 const ZOMBIE: u32 = 5;
+/// `PROC_ALL_PIDS` of `sys/proc_info.h`.
+const ALL_PROCESSES: u32 = 1;
 
-/// A started program that waits for our go. Dropped without [`HeldDevice::release`], its standard input ends and it
-/// exits; so it does when this process dies first.
-#[derive(Debug)]
-pub struct HeldDevice {
-    /// The process, for the journal.
-    pub id: ProcessId,
-    stdin: ChildStdin,
-}
-
-impl HeldDevice {
-    /// Lets the program go on: one byte on its standard input.
-    pub fn release(mut self) -> Result<()> {
-        self.stdin.write_all(b"\n").map_err(|e| Error::system(format!("release process {}", self.id.pid), e))
-    }
-}
-
-/// Starts `program` in a session of its own, with the given environment only (and a plain `PATH`), its standard input
-/// our pipe, its outputs in `log` or nowhere, working directory `/`, umask 077.
-/// The program must read one byte from its standard input before it does anything, and exit at its end.
-pub fn spawn_held(
-    program: &Path,
-    args: &[OsString],
-    envs: &[(OsString, OsString)],
-    log: Option<File>,
-) -> Result<HeldDevice> {
-    let operation = format!("start {}", program.display());
-    let start = || -> io::Result<HeldDevice> {
-        let (stdout, stderr): (Stdio, Stdio) = match log {
-            Some(log) => (log.try_clone()?.into(), log.into()),
-            None => (Stdio::null(), Stdio::null()),
-        };
-        let mut command = Command::new(program);
-        command.args(args).env_clear().env("PATH", PATH).envs(envs.iter().cloned()).current_dir("/");
-        command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
-        // SAFETY: between fork and exec only async-signal-safe calls are made, without allocation; sigaction(2).
-        unsafe {
-            command.pre_exec(|| {
-                if libc::setsid() < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                libc::umask(0o077);
-                Ok(())
-            });
+/// Marks every descriptor from 3 up to go at exec. Async-signal-safe: one fcntl(2) each.
+pub(super) fn close_at_exec() {
+    // SAFETY: plain numbers; of one that is not open the kernel says so.
+    unsafe {
+        for fd in 3..libc::getdtablesize() {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
-        let mut child = command.spawn()?;
-        let stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let id = process_id(child.id());
-        // a thread that waits for it, so that it never stays a zombie of ours; should there be none to have, dropping
-        // `stdin` ends the child
-        std::thread::Builder::new().name("reap".to_owned()).stack_size(64 << 10).spawn(move || child.wait())?;
-        Ok(HeldDevice { id: id.ok_or(io::ErrorKind::NotFound)?, stdin })
-    };
-    start().map_err(|e| Error::system(operation, e))
+    }
 }
 
 /// What the kernel says about a process, proc_pidinfo of `libproc.h`.
@@ -140,9 +99,84 @@ unsafe extern "C" {
     fn _NSGetArgv() -> *mut *mut *mut c_char;
 }
 
-/// Which files other processes have open: libproc could tell, and is not asked.
-pub fn open_elsewhere(_wanted: impl Fn(&Path) -> bool) -> Vec<std::path::PathBuf> {
-    Vec::new()
+/// `struct proc_fileinfo` of `sys/proc_info.h`: not in libc.
+#[repr(C)]
+pub(super) struct FileInfo {
+    pub(super) open_flags: u32,
+    pub(super) status: u32,
+    pub(super) offset: libc::off_t,
+    pub(super) kind: i32,
+    pub(super) guard_flags: u32,
+}
+
+/// `struct vnode_fdinfowithpath`, likewise.
+#[repr(C)]
+pub(super) struct OpenFile {
+    pub(super) file: FileInfo,
+    pub(super) vnode: libc::vnode_info_path,
+}
+
+/// `PROC_PIDFDVNODEPATHINFO`.
+const VNODE_WITH_PATH: c_int = 2;
+
+/// Asks `fill` twice: how many items there are (with no buffer), then for them. Both answers are in bytes.
+fn listed<T: Clone>(blank: T, fill: impl Fn(*mut c_void, c_int) -> c_int) -> Vec<T> {
+    let bytes = fill(std::ptr::null_mut(), 0).max(0) as usize;
+    // some may come in between
+    let mut items = vec![blank; bytes / size_of::<T>() + 32];
+    let written = fill(items.as_mut_ptr().cast(), (items.len() * size_of::<T>()) as c_int).max(0) as usize;
+    items.truncate(written / size_of::<T>());
+    items
+}
+
+/// The files that other processes have open, with the process; of processes that belong to root or to us, since anyone
+/// could hold files of any name. `libproc.h`, as lsof(8) asks it.
+fn open_files() -> impl Iterator<Item = (u32, OpenFile)> {
+    // SAFETY: geteuid(2) always succeeds and touches no memory.
+    let us = unsafe { libc::geteuid() };
+    // SAFETY: the kernel writes at most `length` bytes into `buffer`; PROC_ALL_PIDS takes no argument.
+    let processes = listed(0u32, |buffer, length| unsafe { libc::proc_listpids(ALL_PROCESSES, 0, buffer, length) });
+    let others = processes.into_iter().filter(move |pid| {
+        *pid != std::process::id() && info(*pid).is_some_and(|info| info.pbi_uid == 0 || info.pbi_uid == us)
+    });
+    others.flat_map(|pid| {
+        let blank = libc::proc_fdinfo { proc_fd: 0, proc_fdtype: 0 };
+        // SAFETY: the kernel writes at most `length` bytes into `buffer`: a proc_fdinfo each.
+        let descriptors = listed(blank, |buffer, length| unsafe {
+            libc::proc_pidinfo(pid as c_int, libc::PROC_PIDLISTFDS, 0, buffer, length)
+        });
+        let files = descriptors.into_iter().filter(|fd| fd.proc_fdtype == libc::PROX_FDTYPE_VNODE as u32);
+        files.filter_map(move |fd| {
+            let length = size_of::<OpenFile>() as c_int;
+            // SAFETY: all zeros is a valid OpenFile, and the kernel writes at most `length` bytes into it.
+            let (open, written) = unsafe {
+                let mut open: OpenFile = zeroed();
+                let into = (&raw mut open).cast();
+                let written = libc::proc_pidfdinfo(pid as c_int, fd.proc_fd, VNODE_WITH_PATH, into, length);
+                (open, written)
+            };
+            (written == length).then_some((pid, open))
+        })
+    })
+}
+
+/// Those of the files `wanted` that other processes have open.
+pub fn open_elsewhere(wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let path = |open: &OpenFile| {
+        let text: Vec<u8> = open.vnode.vip_path.iter().flatten().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+        PathBuf::from(OsStr::from_bytes(&text))
+    };
+    open_files().map(|(_, open)| path(&open)).filter(|path| wanted(path)).collect()
+}
+
+/// The process that holds a file's lock: flock(2) tells nobody, but only who wants the lock opens such a file.
+pub(crate) fn lock_holder(file: &File) -> Option<u32> {
+    let file = file.metadata().ok()?;
+    let same = |open: &OpenFile| {
+        let vnode = &open.vnode.vip_vi.vi_stat;
+        u64::from(vnode.vst_dev) == file.dev() & u64::from(u32::MAX) && vnode.vst_ino == file.ino()
+    };
+    open_files().find(|(_, open)| same(open)).map(|(pid, _)| pid)
 }
 
 /// Overwrites an argument of this process where ps(1) reads it. Other users saw it until now.
