@@ -241,6 +241,11 @@ pub mod raw {
     /// For [`RawStun::recv`]: no copied packet is longer.
     pub const BUFFER_LEN: usize = 2048;
 
+    /// Hands a datagram to a socket of this host, as if it came from `from`.
+    pub fn hand_over(_from: SocketAddr, _to: SocketAddr, _payload: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// A way to send and receive STUN by WireGuard's port. Has no values: opening one never succeeds.
     #[derive(Debug)]
     pub enum RawStun {}

@@ -172,6 +172,15 @@ impl Log {
     /// Appends in one system call and returns when it is on the disk. After a failure the file is as it was, as far as
     /// the system lets us.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.add(bytes, true)
+    }
+
+    /// The same without the wait for the disk: for what does no harm if the next [`Log::append`] or a crash comes first.
+    pub fn note(&mut self, bytes: &[u8]) -> Result<()> {
+        self.add(bytes, false)
+    }
+
+    fn add(&mut self, bytes: &[u8], sync: bool) -> Result<()> {
         let before = self.len()?;
         let write = || -> io::Result<()> {
             let mut file = &self.file;
@@ -185,7 +194,7 @@ impl Log {
             if written != bytes.len() {
                 return Err(ErrorKind::StorageFull.into());
             }
-            file.sync_data()
+            if sync { file.sync_data() } else { Ok(()) }
         };
         write().map_err(|e| {
             let _ = self.file.set_len(before);

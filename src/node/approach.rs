@@ -27,12 +27,19 @@ pub struct Approach {
     pub port: u16,
     /// For policy routing.
     pub numbers: Numbers,
-    /// See [`carrier::marks`].
-    pub carriers: Vec<u32>,
     /// MTU of the tunnel in bytes.
     pub mtu: u32,
-    /// Not up yet: [`Guard::lock_down`].
+    addresses: TunnelAddresses,
+    exit: Vec<IpAddr>,
+    exit_has_v6: bool,
+}
+
+/// What lets nothing else out.
+pub struct Protection {
+    /// Up as far as [`Guard::lock_down`] or a take-over has come.
     pub guard: Guard,
+    /// See [`carrier::marks`].
+    pub carriers: Vec<u32>,
 }
 
 impl Approach {
@@ -57,18 +64,41 @@ impl Approach {
         let numbers = numbers::choose(os::SYSTEM, &rules, &routes).ok_or_else(|| {
             Failure::new("no free fwmark, table or rule priority is left on this host", "ip rule shows who takes them")
         })?;
-        let mut carriers: Vec<u32> = Vec::new();
-        for candidate in &candidates {
-            carriers.extend(carrier::marks(host, candidate.address.ip(), numbers.fwmark, &ground.interface));
-        }
-        carriers.dedup();
-        let mut guard = Guard::new(&mut ground.applier, options, numbers, addresses, exit, carriers.clone())?;
-        guard.exit_has_v6(joined.is_none_or(|joined| joined.ipv6));
         let way = candidates.iter().map(|c| mtu::inner(c.mtu, Family::of(&c.address.ip()))).min();
         let way = way.unwrap_or(mtu::MIN).min(joined.map_or(u32::MAX, |joined| joined.mtu));
         let mtu = options.node.mtu.unwrap_or(way);
-        guard.set_device(port, mtu);
-        Ok(Approach { candidates, port, numbers, carriers, mtu, guard })
+        let exit_has_v6 = joined.is_none_or(|joined| joined.ipv6);
+        Ok(Approach { candidates, port, numbers, mtu, addresses, exit: exit.to_vec(), exit_has_v6 })
+    }
+
+    /// Looks at what the guard must know of the host.
+    pub fn protect(&self, applier: &mut Applier, options: &ConnectOptions) -> Result<Protection, Failure> {
+        let own = applier.interface().to_owned();
+        let mut carriers: Vec<u32> = Vec::new();
+        for candidate in &self.candidates {
+            carriers.extend(carrier::marks(&mut applier.host, candidate.address.ip(), self.numbers.fwmark, &own));
+        }
+        carriers.dedup();
+        let mut guard = Guard::new(applier, options, self.numbers, self.addresses, &self.exit, carriers.clone())?;
+        guard.exit_has_v6(self.exit_has_v6);
+        guard.set_device(self.port, self.mtu);
+        Ok(Protection { guard, carriers })
+    }
+
+    /// Closes the host before there is a device, where that is wanted: `--lockdown`, or a killed node's kill switch.
+    /// Elsewhere [`Approach::protect`] has time until the exit has answered.
+    pub fn lock_down(
+        &self,
+        applier: &mut Applier,
+        options: &ConnectOptions,
+        out: &mut dyn Output,
+    ) -> Result<Option<Protection>, Failure> {
+        if !options.lockdown && !applier.closed() {
+            return Ok(None);
+        }
+        let protection = self.protect(applier, options)?;
+        protection.guard.lock_down(applier, out)?;
+        Ok(Some(protection))
     }
 }
 

@@ -17,7 +17,7 @@ use peervpn_platform::{Host as _, WireGuard, os};
 use self::about::About;
 use super::alarm::Alarm;
 use super::apply::Applier;
-use super::approach::{Approach, Candidate};
+use super::approach::{Approach, Candidate, Protection};
 use super::control::{self, PeerStatus, Request, Response, Status};
 use super::event::{Event, Output};
 use super::guard::Guard;
@@ -39,8 +39,15 @@ use crate::tunnel::{self, mtu, wgquick};
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// `REKEY_TIMEOUT` of WireGuard (paper §6.1), from which on its own repetition is as good.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
-/// How often the device is asked for the handshake when no packet has woken us.
+/// Our copy of a packet comes before WireGuard has worked on its own: the device is asked for the handshake after this,
+/// then after twice that, and so on.
+const WORKED_ON: Duration = Duration::from_millis(1);
+/// The same where no packet has come: it may have before we listened.
+const UNHEARD: Duration = Duration::from_millis(16);
+/// How often it is asked at the least.
 const HANDSHAKE_POLL: Duration = Duration::from_millis(250);
+/// Who has not connected by then finds out by STUN what to tell the exit's operator; most never need it.
+const ASK_STUN: Duration = Duration::from_secs(1);
 /// When to say that the exit does not answer.
 const SAY_UNREACHABLE: Duration = Duration::from_secs(3);
 
@@ -152,8 +159,9 @@ async fn bring_up(
     let allowed: Vec<IpNetwork> = allowed.into_iter().filter(|p| p.is_ipv4() || ground.applier.ipv6).collect();
     let exit_list: Vec<IpAddr> = exit.to_vec().into_iter().filter(|a| a.is_ipv4() || ground.applier.ipv6).collect();
     let approach = Approach::new(ground, &endpoints, addresses, &exit_list, joined, options, out).await?;
-    let Approach { candidates, port, numbers, carriers, mtu, mut guard } = approach;
-    guard.lock_down(&mut ground.applier, out)?;
+    let closed = approach.lock_down(&mut ground.applier, options, out)?;
+    let Approach { candidates, port, numbers, mtu, .. } = &approach;
+    let (port, numbers, mtu) = (*port, *numbers, *mtu);
     // what cryptokey routing lets in and out; which of it is used is the routing table's business
     let cryptokey: Vec<IpNetwork> =
         allowed.iter().copied().chain(exit_list.iter().map(|a| IpNetwork::from(*a))).collect();
@@ -178,23 +186,17 @@ async fn bring_up(
     let interface = ground.interface.clone();
     let port = wireguard.state(&interface)?.listen_port;
     let wakeup = supported(InitiationTap::open_wakeup(port))?.map(Watched::new).transpose()?;
+    let ready = closed.map_or_else(|| approach.protect(&mut ground.applier, options), Ok)?;
+    let Protection { mut guard, carriers } = ready;
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
     let (pace, mut monitor) = mapping::pace(&options.node);
-    let start = || MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace);
-    let mut mapping = match (!servers.is_empty()).then(start).transpose() {
-        Ok(watch) => watch,
-        Err(peervpn_platform::Error::Unsupported { what, instead }) => {
-            if monitor.take().is_some() {
-                out.event(&Event::Warning(format!("no --monitor-nat: {what} is not supported here; {instead}")));
-            }
-            None
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let mut ask_stun = (!servers.is_empty()).then_some(if monitor.is_some() { Duration::ZERO } else { ASK_STUN });
+    let mut mapping = None;
     let limit = options.timeout * options.retry.max(1);
     let mut turn = Instant::now();
     let mut ask_again = ASK_AGAIN;
     let (mut said, mut heard) = (false, false);
+    let mut pause = UNHEARD;
     let endpoint = loop {
         let state = wireguard.state(&interface)?;
         let peer = state.peers.iter().find(|p| p.public_key == target.key.0);
@@ -206,6 +208,19 @@ async fn bring_up(
         // giving up would open what the lockdown closes
         if started.elapsed() >= limit && !options.lockdown {
             return Err(no_handshake(target, &candidates, limit, &own));
+        }
+        if ask_stun.take_if(|after| started.elapsed() >= *after).is_some() {
+            mapping = match MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace) {
+                Ok(watch) => Some(watch),
+                Err(peervpn_platform::Error::Unsupported { what, instead }) => {
+                    if monitor.take().is_some() {
+                        let no = format!("no --monitor-nat: {what} is not supported here; {instead}");
+                        out.event(&Event::Warning(no));
+                    }
+                    None
+                }
+                Err(error) => return Err(error.into()),
+            };
         }
         if !said && started.elapsed() >= SAY_UNREACHABLE {
             said = true;
@@ -225,9 +240,12 @@ async fn bring_up(
             wireguard.configure(&interface, &tunnel::peers(vec![exit_peer(address)]))?;
         }
         tokio::select! {
-            () = woken(wakeup.as_ref()) => heard = true,
+            () = woken(wakeup.as_ref()) => {
+                (heard, pause) = (true, WORKED_ON);
+                tokio::time::sleep(pause).await;
+            }
             _ = next_news(&mut mapping, &mut ground.applier) => {}
-            () = tokio::time::sleep(HANDSHAKE_POLL) => {}
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(HANDSHAKE_POLL),
         }
     };
     if monitor.is_none() {
@@ -345,8 +363,6 @@ async fn woken(tap: Option<&Watched<InitiationTap>>) {
         }
         ready.clear();
         if any {
-            // our copy comes before WireGuard has worked on its own
-            tokio::time::sleep(Duration::from_millis(1)).await;
             return;
         }
     }

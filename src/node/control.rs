@@ -463,15 +463,14 @@ pub fn meant(places: &Places, interface: Option<&str>) -> Result<String, Failure
 
 /// Asks the node on the interface that is [`meant`].
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
-    let interface = meant(places, interface)?;
-    parse(&interface, &line(places, &interface, request)?)
+    let (interface, line) = asked(places, interface, request)?;
+    parse(&interface, &line)
 }
 
 /// The [`Status`] of the node on this interface as JSON, in the node's own words: thousands of peers need not be read and
 /// written once more to be passed on.
 pub fn status_json(places: &Places, interface: Option<&str>) -> Result<String, Failure> {
-    let interface = meant(places, interface)?;
-    let mut line = line(places, &interface, &Request::Status)?;
+    let (interface, mut line) = asked(places, interface, &Request::Status)?;
     if line.starts_with(STATUS_HEAD) && line.ends_with(b"}\n") {
         line.truncate(line.len() - 2);
         line.drain(..STATUS_HEAD.len());
@@ -489,33 +488,55 @@ pub fn status_json(places: &Places, interface: Option<&str>) -> Result<String, F
 /// How an answer to [`Request::Status`] begins.
 const STATUS_HEAD: &[u8] = br#"{"response":"status","answer":"#;
 
-/// Asks the node on this interface; the line that it answers.
-fn line(places: &Places, interface: &str, request: &Request) -> Result<Vec<u8>, Failure> {
-    let refused = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => {
-            Failure::new(format!("the node on {interface} answers root only"), "run it as root, for example with sudo")
+/// The interface that is [`meant`], and the line that its node answers.
+fn asked(places: &Places, interface: Option<&str>, request: &Request) -> Result<(String, Vec<u8>), Failure> {
+    let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
+    bytes.push(b'\n');
+    let ask = |interface: &str| os::control::ask(&places.run_dir, interface, &bytes, MAX_ANSWER, ANSWER_LIMIT);
+    // one socket is the usual case: its node is asked right away, not first whether it runs
+    if let (None, [only]) = (interface, listed(places).as_slice()) {
+        match ask(only) {
+            Err(error) if is_gone(&error) => {}
+            answer => return answer.map_err(|error| refused(places, only, error)).map(|line| (only.clone(), line)),
         }
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused if orphaned(places, interface) => {
-            Failure::new(
-                format!(
-                    "no node runs on {interface}, but what it changed is still there: if it was connected with the kill \
-                     switch, this host's traffic is blocked"
-                ),
-                "put the host back: sudo peervpn recover",
-            )
-        }
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Failure::new(
+    }
+    let interface = meant(places, interface)?;
+    match ask(&interface) {
+        Ok(line) => Ok((interface, line)),
+        Err(error) => Err(refused(places, &interface, error)),
+    }
+}
+
+/// No node has this socket open.
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+}
+
+/// Why the node on this interface can't be asked.
+fn refused(places: &Places, interface: &str, error: std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        return Failure::new(
+            format!("the node on {interface} answers root only"),
+            "run it as root, for example with sudo",
+        );
+    }
+    match is_gone(&error) {
+        true if orphaned(places, interface) => Failure::new(
+            format!(
+                "no node runs on {interface}, but what it changed is still there: if it was connected with the kill \
+                 switch, this host's traffic is blocked"
+            ),
+            "put the host back: sudo peervpn recover",
+        ),
+        true => Failure::new(
             format!("no node runs on {interface}"),
             "start one: sudo peervpn exit, or sudo peervpn connect PUBKEY@ENDPOINT",
         ),
-        _ => Failure::new(
+        false => Failure::new(
             format!("cannot ask the node on {interface}: {error}"),
             "if it hangs, end its process, then: sudo peervpn recover",
         ),
-    };
-    let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
-    bytes.push(b'\n');
-    os::control::ask(&places.run_dir, interface, &bytes, MAX_ANSWER, ANSWER_LIMIT).map_err(refused)
+    }
 }
 
 fn parse(interface: &str, line: &[u8]) -> Result<Response, Failure> {
@@ -560,6 +581,11 @@ pub fn resolve(target: &str) -> Result<String, Failure> {
 /// Whether a node that was killed has left changes behind.
 pub fn orphaned(places: &Places, interface: &str) -> bool {
     std::fs::metadata(super::apply::journal_path(places, interface)).is_ok_and(|journal| journal.len() > 0)
+}
+
+/// Interfaces that have a control socket, a dead node's among them; sorted.
+pub fn listed(places: &Places) -> Vec<String> {
+    os::control::listed(&places.run_dir)
 }
 
 /// Interfaces whose node answers, sorted.

@@ -40,7 +40,7 @@ use crate::join::address::exit_addresses;
 use crate::join::admission::Admission;
 use crate::join::connect::Endpoint;
 use crate::join::initiation::Checker;
-use crate::join::peers::{Peer, PeerStore};
+use crate::join::peers::PeerStore;
 use crate::join::waiting::Waiting;
 use crate::key::PrivateKey;
 use crate::tunnel::{self, mtu};
@@ -113,8 +113,8 @@ struct Exit<'a> {
     lan: Vec<Lan>,
     changes: roam::Changes,
     firewall: roam::Changes,
-    /// Newcomers about to be installed, and when they came.
-    admitted: Vec<(Peer, Instant)>,
+    /// Newcomers about to be installed.
+    admitted: Vec<admit::Newcomer>,
     tending: invites::Tending,
     /// Peers we call until they answer.
     calls: Vec<call::Call>,
@@ -324,6 +324,9 @@ impl Exit<'_> {
                         ready.clear();
                     }
                     flooded = self.checker.is_flooded().then(Instant::now);
+                    if flooded.is_none() {
+                        self.welcome(applier, out);
+                    }
                 }
                 asked = server.next() => {
                     if asked.request == Request::Down {

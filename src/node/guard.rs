@@ -96,12 +96,9 @@ impl Guard {
         self.around.mtu = mtu;
     }
 
-    /// `--lockdown`: closes everything now, read back. Names are resolved before; what we ask for ourselves from here on
+    /// Closes everything now, read back: `--lockdown`, or a host that was closed when we came. Names are resolved before; what we ask for ourselves from here on
     /// carries our mark. A host that a killed node left closed gets our table in place of the other, in one step.
     pub fn lock_down(&self, applier: &mut Applier, out: &mut dyn Output) -> Result<(), Failure> {
-        if !self.lockdown && !applier.closed() {
-            return Ok(());
-        }
         applier.will_close(self.kill_switch);
         applier.make(self.change()?)?;
         applier.verify()?;

@@ -55,7 +55,7 @@ pub(super) async fn redeem(
     // there is none for IPv6: what we would have as an ordinary peer
     let addresses = TunnelAddresses { v4: invite.door, ..peer_addresses(&invite.exit, &slot) };
     let approach = Approach::new(ground, &invite.endpoints, addresses, &[exit], None, options, out).await?;
-    approach.guard.lock_down(&mut ground.applier, out)?;
+    approach.lock_down(&mut ground.applier, options, out)?;
     let answer = ask(ground, &approach, invite, options, places, out).await?;
     let mut exits = state::exits(places)?;
     match answer {

@@ -88,6 +88,20 @@ lab_tests! {
         assert!(record::backend() != "kernel" || count("clone") == 0, "a thread or process was started:\n{}", list());
     }
 
+    /// `status` asks the one node that there is, and does not first ask whether it answers.
+    fn a_status_is_one_connection("strace") {
+        let mut lab = Lab::without_stun(Plan::v4_only(Nat::Open), &[]);
+        let (mut exit, _) = open_exit(&lab, &["--no-stun"]);
+        let trace = Trace::of(&mut lab.exit, "connect,execve,execveat,clone,clone3");
+        lab.exit.run_ok(&["status"]);
+        let calls = trace.calls();
+        lab.exit.under.clear();
+        exit.stop(libc::SIGINT);
+        let count = |words: &str| calls.iter().filter(|(_, call)| call.contains(words)).count();
+        let list = calls.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>().join("\n");
+        assert_eq!((count("connect("), count("execve"), count("clone")), (1, 1, 0), "{list}");
+    }
+
     /// Between two of its wake-ups there is no other, although the answers come.
     fn a_keepers_tick_is_one_wake_up_and_few_system_calls("strace") {
         let mut lab = Lab::new(Plan::v4_only(Nat::FullCone), &[]);

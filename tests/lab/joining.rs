@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use peervpn_platform::types::Family;
+
+use crate::count::{Counts, INITIATION};
 use crate::record::{self, patience};
 use crate::snapshot::assert_unchanged;
 use crate::topology::{DEAD, Lab, Nat, Plan, Site, V6, WEB};
@@ -115,6 +118,27 @@ lab_tests! {
         assert_leaves_through_exit(&lab, lab.peer());
         peer.stop(libc::SIGINT);
         exit.stop(libc::SIGINT);
+    }
+
+    /// The kernel's WireGuard is handed the newcomer's own initiation; another one has to call it.
+    fn a_newcomer_is_answered_by_the_kernel_and_called_by_others() {
+        for family in [Family::V4, Family::V6] {
+            let lab = Lab::new(Nat::Open, &[HOME.into()]);
+            let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+            let calls = format!("oifname != lo {INITIATION}");
+            let counts = Counts::start(&lab.exit.host, &[], &[("called", &calls)]);
+            let connect = text(&ready, "connect");
+            let (key, endpoints) = connect.split_once('@').expect("a connect string");
+            let endpoint = endpoints.split(',').find(|endpoint| endpoint.starts_with('[') == (family == Family::V6));
+            let target = format!("{key}@{}", endpoint.unwrap_or_else(|| panic!("no {family:?} in {connect}")));
+            let mut peer = lab.peer().connect(&target, &["--no-stun"]);
+            peer.event("connected");
+            let called = counts.packets("called");
+            assert_eq!(called == 0, record::backend() == "kernel", "{called} initiations\n{}", exit.log());
+            assert_leaves_through_exit(&lab, lab.peer());
+            peer.stop(libc::SIGINT);
+            exit.stop(libc::SIGINT);
+        }
     }
 
     /// What only the exit knows: its MTU, that it has no IPv6, that it answers no DNS, and where else it is.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 
+use super::sysctl::read_proc;
 use crate::types::PortHolder;
 
 /// Bit numbers of capabilities(7).
@@ -11,7 +12,7 @@ const CAP_NET_RAW: u32 = 13;
 
 /// Whether this thread holds CAP_NET_ADMIN and CAP_NET_RAW in its effective set.
 pub fn privileged() -> bool {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let status = read_proc("/proc/thread-self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     let wanted = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW;
@@ -34,7 +35,7 @@ fn inodes(table: &str, port: u16) -> impl Iterator<Item = u64> {
 pub fn port_holder(port: u16) -> Option<PortHolder> {
     let mut wanted = HashSet::new();
     for table in ["udp", "udp6"] {
-        let table = super::sysctl::read_proc(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+        let table = read_proc(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
         wanted.extend(inodes(&table, port).map(|inode| format!("socket:[{inode}]")));
     }
     if wanted.is_empty() {
@@ -66,7 +67,7 @@ pub fn listening_ports() -> Vec<u16> {
     const LISTEN: &str = "0A"; // include/net/tcp_states.h: TCP_LISTEN is 10
     let mut ports: Vec<u16> = Vec::new();
     for table in ["tcp", "tcp6"] {
-        let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+        let table = read_proc(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
         ports.extend(table.lines().skip(1).filter_map(|line| {
             let mut fields = line.split_whitespace();
             let (_, port) = fields.nth(1)?.rsplit_once(':')?;

@@ -92,6 +92,26 @@ impl AsRawFd for RawStun {
     }
 }
 
+/// Hands a datagram to the owner of `to`, an address of this host, as if it came from `from`: loopback carries it. Needs
+/// CAP_NET_RAW and CAP_NET_ADMIN; ip(7) and ipv6(7), `IP_TRANSPARENT`.
+pub fn hand_over(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+    let datagram = datagram::encode(from.ip(), from.port(), to, payload).ok_or(io::ErrorKind::InvalidInput)?;
+    let socket = match (from, to) {
+        (SocketAddr::V4(_), SocketAddr::V4(_)) => {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP))?;
+            socket.set_ip_transparent_v4(true)?;
+            socket
+        }
+        (SocketAddr::V6(_), SocketAddr::V6(_)) => {
+            let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::UDP))?;
+            socket.set_ip_transparent_v6(true)?;
+            socket
+        }
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    send_from(&socket, from.ip(), to, &datagram)
+}
+
 fn open_socket(family: Family, port: u16, fwmark: u32) -> io::Result<Socket> {
     let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;

@@ -15,10 +15,14 @@ fn path(operation: &str, key: &str) -> Result<PathBuf> {
     Ok(PathBuf::from("/proc/sys").join(key))
 }
 
-/// A file of procfs, whose size is not known before: with room, so that most take one read(2) and the one that ends.
+/// No file of procfs that we read is longer, in bytes.
+const PROC_MAX: u64 = 64 << 20;
+
+/// A file of procfs, whose size is not known before: with room, so that most take one read(2) and the one that ends; and
+/// behind a bound, or the library asks for the size all the same.
 pub(super) fn read_proc(path: impl AsRef<Path>) -> std::io::Result<String> {
     let mut text = String::with_capacity(4096);
-    File::open(path)?.read_to_string(&mut text)?;
+    File::open(path)?.take(PROC_MAX).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -29,7 +29,7 @@ impl Timer {
         let after = after.max(Duration::from_nanos(1));
         // SAFETY: all zeros is a valid itimerspec: no repetition.
         let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
-        time.it_value.tv_sec = libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX);
+        time.it_value.tv_sec = after.as_secs().min(i32::MAX as u64) as _;
         time.it_value.tv_nsec = after.subsec_nanos() as _;
         // SAFETY: the kernel reads `time`, which lives through the call.
         match unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const time, std::ptr::null_mut()) } {

@@ -18,6 +18,11 @@ use crate::{Error, Result};
 /// For [`RawStun::recv`]: longest IPv4 header, UDP header and message.
 pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + STUN.snap as usize;
 
+/// Hands a datagram to a socket of this host, as if it came from `from`: not by this system's sockets.
+pub fn hand_over(_from: SocketAddr, _to: SocketAddr, _payload: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Sends and receives STUN messages with a source port that another socket holds. Non-blocking; the descriptor is
 /// readable while answers wait.
 #[derive(Debug)]

@@ -66,15 +66,21 @@ pub fn ask(run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Durati
     Ok(answer)
 }
 
-/// Interfaces whose node answers, sorted.
-pub fn running(run_dir: &Path) -> Vec<String> {
+/// Interfaces that have a control socket, a dead node's among them; sorted.
+pub fn listed(run_dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(run_dir) else { return Vec::new() };
     let mut names: Vec<String> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(".sock").map(str::to_owned))
-        .filter(|name| UnixStream::connect(path(run_dir, name)).is_ok())
         .collect();
     names.sort();
+    names
+}
+
+/// Interfaces whose node answers, sorted.
+pub fn running(run_dir: &Path) -> Vec<String> {
+    let mut names = listed(run_dir);
+    names.retain(|name| UnixStream::connect(path(run_dir, name)).is_ok());
     names
 }
 

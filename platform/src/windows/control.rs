@@ -119,15 +119,21 @@ pub fn ask(_run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Durat
     answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// Interfaces whose node answers, sorted.
-pub fn running(run_dir: &Path) -> Vec<String> {
+/// Interfaces that have a control pipe, a dead node's among them; sorted.
+pub fn listed(run_dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(run_dir) else { return Vec::new() };
     let mut names: Vec<String> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(".pipe").map(str::to_owned))
-        .filter(|interface| exists(&name(interface)))
         .collect();
     names.sort();
+    names
+}
+
+/// Interfaces whose node answers, sorted.
+pub fn running(run_dir: &Path) -> Vec<String> {
+    let mut names = listed(run_dir);
+    names.retain(|interface| exists(&name(interface)));
     names
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use peervpn_platform::os;
 use peervpn_platform::os::packet::InitiationTap;
-use peervpn_platform::os::raw::RawStun;
+use peervpn_platform::os::raw::{RawStun, hand_over};
 use peervpn_platform::os::ready::{Ready, Watched};
 use peervpn_platform::types::{PeerConfig, Route, RouteKind};
 use peervpn_platform::{Host as _, OUR_PROTOCOL};
@@ -20,7 +20,7 @@ use crate::error::{Failure, Hint as _};
 use crate::join::address::TunnelAddresses;
 use crate::join::admission::{Decision, Pending};
 use crate::join::connect::Endpoint;
-use crate::join::initiation::Verdict;
+use crate::join::initiation::{INITIATION_LEN, Verdict};
 use crate::join::peers::{How, Peer, check_name};
 use crate::key::{PresharedKey, PublicKey};
 use crate::node::apply::Applier;
@@ -65,14 +65,21 @@ const LOOK: Duration = Duration::from_millis(4);
 /// the latest.
 const SETTLE_MAX: Duration = Duration::from_millis(100);
 
-/// When the newcomers, with the times they came, are to be installed.
-fn when(admitted: &[(Peer, Instant)]) -> Option<Instant> {
-    let (first, last) = (admitted.first()?.1, admitted.last()?.1);
+/// Somebody who is to be let in.
+pub struct Newcomer {
+    peer: Peer,
+    came: Instant,
+    initiation: [u8; INITIATION_LEN],
+}
+
+/// When the newcomers are to be installed.
+fn when(admitted: &[Newcomer]) -> Option<Instant> {
+    let (first, last) = (admitted.first()?.came, admitted.last()?.came);
     Some((last + SETTLE).min(first + SETTLE_MAX))
 }
 
 /// When [`Exit::install`] has something to do.
-pub async fn due(admitted: &[(Peer, Instant)]) {
+pub async fn due(admitted: &[Newcomer]) {
     match when(admitted) {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
@@ -146,10 +153,12 @@ impl Exit<'_> {
         self.heard(&key, now);
         match self.admission.consider(key, source, now) {
             Decision::Admit(addresses) => {
-                if self.admitted.iter().all(|(peer, _)| peer.public_key != key) {
+                if self.admitted.iter().all(|newcomer| newcomer.peer.public_key != key)
+                    && let Ok(initiation) = payload.try_into()
+                {
                     let peer =
                         Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Any, state::now()) };
-                    self.admitted.push((peer, now));
+                    self.admitted.push(Newcomer { peer, came: now, initiation });
                 }
             }
             Decision::AskOperator { first: true } => {
@@ -197,21 +206,49 @@ impl Exit<'_> {
         tracing::debug!(remote = %source, ?sent, "a peer asks during a flood");
     }
 
+    /// A newcomer who came alone is installed without an endpoint, and WireGuard handed its initiation once more: it is
+    /// answered like any known peer's, a round trip earlier than by a handshake of our own. Nothing has to settle before:
+    /// should WireGuard work on the first one only now, the second is a replay to it. Where many come at once, or the
+    /// keepalive can't be switched on later, they are called.
+    pub(super) fn welcome(&mut self, applier: &mut Applier, out: &mut dyn Output) {
+        if self.admitted.len() == 1 && self.keepalives.switchable() {
+            let Newcomer { peer, initiation, .. } = self.admitted.remove(0);
+            self.let_in_or_say(peer, Some(&initiation), applier, out);
+        }
+    }
+
+    /// Gives WireGuard the initiation that it dropped because it did not know the peer; said only if that can't be done,
+    /// since the peer is called then.
+    fn hand_over(&self, initiation: &[u8], from: SocketAddr, applier: &mut Applier) {
+        let way = applier.host.route_lookup(from.ip(), 0).map_err(std::io::Error::other);
+        let handed = way.and_then(|way| {
+            let way = way.ok_or(std::io::ErrorKind::HostUnreachable)?;
+            hand_over(from, SocketAddr::new(way.source, self.port), initiation)
+        });
+        if let Err(error) = handed {
+            tracing::debug!(remote = %from, %error, "an initiation can't be handed over");
+        }
+    }
+
     /// Installs the newcomers when their time has come.
     pub(super) fn install(&mut self, now: Instant, applier: &mut Applier, out: &mut dyn Output) {
         if when(&self.admitted).is_none_or(|due| due > now) {
             return;
         }
-        let due: Vec<Peer> = std::mem::take(&mut self.admitted).into_iter().map(|(peer, _)| peer).collect();
-        if due.len() > 1 && self.let_in(due.clone(), applier, out).is_ok() {
+        let due: Vec<Peer> = std::mem::take(&mut self.admitted).into_iter().map(|newcomer| newcomer.peer).collect();
+        if due.len() > 1 && self.let_in(due.clone(), None, applier, out).is_ok() {
             return;
         }
         // one that can't be let in must not keep the others out
         for peer in due {
-            let id = peer.public_key.peer_id();
-            if let Err(failure) = self.let_in(vec![peer], applier, out) {
-                out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
-            }
+            self.let_in_or_say(peer, None, applier, out);
+        }
+    }
+
+    fn let_in_or_say(&mut self, peer: Peer, initiation: Option<&[u8]>, applier: &mut Applier, out: &mut dyn Output) {
+        let id = peer.public_key.peer_id();
+        if let Err(failure) = self.let_in(vec![peer], initiation, applier, out) {
+            out.event(&Event::Warning(format!("{id} could not be let in: {}", failure.message)));
         }
     }
 
@@ -290,7 +327,7 @@ impl Exit<'_> {
         let peer = Peer { name: name.map(str::to_owned).or(peer.name), ..peer };
         let key = peer.public_key;
         let answer = Response::Accepted(PeerStatus::at_rest(&peer));
-        self.let_in(vec![peer], applier, out)?;
+        self.let_in(vec![peer], None, applier, out)?;
         self.decided(&key, now, out);
         Ok(answer)
     }
@@ -319,16 +356,22 @@ impl Exit<'_> {
 
     /// Puts peers into WireGuard, routes to them, remembers them: one request, one batch, one write, however many join at
     /// once. With endpoint and keepalive in one request on a device that is up, our side initiates at once, through the
-    /// NAT that the peer's own packet has opened.
+    /// NAT that the peer's own packet has opened. With the `initiation` of a single one, that one is answered instead.
     pub(super) fn let_in(
         &mut self,
         peers: Vec<Peer>,
+        initiation: Option<&[u8]>,
         applier: &mut Applier,
         out: &mut dyn Output,
     ) -> Result<(), Failure> {
         let interface = applier.interface().to_owned();
         let endpoint = |peer: &Peer| peer.endpoint.as_ref().and_then(Endpoint::socket_addr);
-        let configs = peers.iter().map(|peer| device_peer(peer, endpoint(peer))).collect();
+        let called = |peer: &Peer| endpoint(peer).filter(|_| initiation.is_none());
+        let configs = peers.iter().map(|peer| device_peer(peer, called(peer))).collect();
+        // before the device knows them: whatever handshake comes from here on is an answer
+        let under_way = self.calls.len() + peers.len() - 1;
+        let call = |peer: &Peer| Some(Call::new(peer.public_key, vec![endpoint(peer)?], under_way));
+        let calls: Vec<Call> = peers.iter().filter_map(call).collect();
         let new_routes: Vec<Route> =
             peers.iter().flat_map(|peer| routes(&interface, &peer.tunnel_addresses, applier.ipv6)).collect();
         let revoked = peers.iter().any(|peer| self.store.is_revoked(&peer.public_key)).then(|| self.store.clone());
@@ -345,6 +388,11 @@ impl Exit<'_> {
         let done = done
             .and_then(|()| Ok(self.wireguard.configure(&interface, &tunnel::peers(configs))?))
             .and_then(|()| Ok(applier.host.add_routes(&new_routes)?))
+            .inspect(|()| {
+                if let (Some(initiation), Some(from)) = (initiation, peers.first().and_then(endpoint)) {
+                    self.hand_over(initiation, from, applier);
+                }
+            })
             .and_then(|()| self.peers.keep(&mut self.store));
         if let Err(failure) = done {
             // all or nothing: a peer that can't be kept is not let in
@@ -363,13 +411,14 @@ impl Exit<'_> {
             }
             return Err(failure);
         }
-        let under_way = self.calls.len() + peers.len() - 1;
+        self.calls.extend(calls);
         for peer in &peers {
             let (key, tunnel_addresses) = (peer.public_key, peer.tunnel_addresses);
             self.admission.know(key, tunnel_addresses);
-            if let Some(endpoint) = endpoint(peer) {
-                self.calls.push(Call::new(key, vec![endpoint], under_way));
+            if called(peer).is_some() {
                 self.keepalives.called(&key);
+            } else if initiation.is_some() {
+                self.keepalives.heard(key, Instant::now());
             }
             out.event(&Event::Joined {
                 peer_id: key.peer_id(),

@@ -2,8 +2,8 @@
 //!
 //! - Hole punching by hand: `peers add PUBKEY@ENDPOINT` makes our side call the peer, so that its NAT and ours are
 //!   opened by packets that cross (RFC 5128 §3.3).
-//! - Newcomers: installing a peer makes our WireGuard initiate. Should it also still see the newcomer's own initiation,
-//!   both sides end up as responders and each ignores the other's response, until somebody initiates anew.
+//! - Newcomers: installing a peer with its endpoint makes our WireGuard initiate. Should it also still see the newcomer's
+//!   own initiation, both sides end up as responders and each ignores the other's response, until somebody initiates anew.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -106,7 +106,7 @@ impl Exit<'_> {
                     endpoint: endpoints.first().copied().map(Endpoint::from),
                     ..Peer::new(key, addresses, How::Added, state::now())
                 };
-                self.let_in(vec![peer], applier, out)?;
+                self.let_in(vec![peer], None, applier, out)?;
             }
         }
         self.calls.retain(|call| call.key != key);

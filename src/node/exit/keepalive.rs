@@ -44,6 +44,11 @@ impl Keepalives {
         self.on.remove(&key.0);
     }
 
+    /// Whether a keepalive can be switched on later.
+    pub fn switchable(&self) -> bool {
+        self.switchable
+    }
+
     /// A known peer has initiated a handshake.
     pub fn heard(&mut self, key: PublicKey, now: Instant) {
         if self.switchable && !self.on.contains(&key.0) && self.coming.iter().all(|(coming, _)| *coming != key) {
