@@ -79,6 +79,8 @@ pub struct ExitPolicy<'a> {
     pub dns: Vec<IpAddr>,
     /// This host's LAN: public addresses can be one, too, and mostly are in IPv6.
     pub lan: &'a [Lan],
+    /// The mark of outer packets, while it leads them (Linux).
+    pub outer: Option<u32>,
 }
 
 /// Policy of a node that sends its traffic through an exit.

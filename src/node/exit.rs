@@ -10,6 +10,7 @@ mod invites;
 mod keepalive;
 mod manage;
 mod mapped;
+mod outer;
 mod traffic;
 mod watch_mapping;
 
@@ -21,6 +22,7 @@ use peervpn_platform::os::ready::Watched;
 use peervpn_platform::types::{Family, RouteLookup};
 use peervpn_platform::{Host as _, WireGuard};
 
+use self::outer::Outer;
 use super::apply::Applier;
 use super::control::{self, Initiations, PeerStatus, Request, Response, Status};
 use super::dns;
@@ -111,6 +113,7 @@ struct Exit<'a> {
     uplinks: Vec<(Family, RouteLookup)>,
     /// This host's LAN.
     lan: Vec<Lan>,
+    outer: Outer,
     changes: roam::Changes,
     firewall: roam::Changes,
     /// Newcomers about to be installed.
@@ -151,7 +154,8 @@ async fn bring_up<'a>(
     let way = uplinks.iter().map(|(_, way)| way.mtu).min().unwrap_or(mtu::ETHERNET);
     // peers may come by either family: leave room for the longer outer header
     let mtu = options.node.mtu.unwrap_or_else(|| mtu::inner(way, Family::V6));
-    let mut config = tunnel::device(&ground.key, port, 0);
+    let outer = Outer::new(&mut ground.applier, &uplinks)?;
+    let mut config = tunnel::device(&ground.key, port, outer.mark());
     config.peers = store
         .peers()
         .map(|peer| admit::device_peer(peer, peer.endpoint.as_ref().and_then(Endpoint::socket_addr)))
@@ -176,6 +180,7 @@ async fn bring_up<'a>(
         dns: resolver.servers(),
         uplinks: &uplinks,
         lan: &lan,
+        outer: None,
     };
     let changes = traffic.changes(&mut ground.applier.host)?;
     ground.applier.make_all(changes)?;
@@ -236,8 +241,9 @@ async fn bring_up<'a>(
     }
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
     let (pace, monitor) = mapping::pace(&options.node);
-    let mapping =
-        (!servers.is_empty()).then(|| MappingWatch::start(port, 0, servers, gathered.known(), pace)).transpose()?;
+    let mapping = (!servers.is_empty())
+        .then(|| MappingWatch::start(port, outer.mark(), servers, gathered.known(), pace))
+        .transpose()?;
     invites::know_slots(&mut admission, &store);
     let waiting = state::waiting(places);
     manage::recall_waiting(&mut admission, &waiting);
@@ -247,6 +253,7 @@ async fn bring_up<'a>(
         ipv6: ipv6 && uplinks.iter().any(|(family, _)| *family == Family::V6),
         uplinks,
         lan,
+        outer,
         changes: roam::Changes::watch()?,
         firewall: roam::Changes::watch_firewall()?,
         mapping,

@@ -32,8 +32,7 @@ pub struct Steering {
     exit: Vec<IpAddr>,
     no_lan: bool,
     carriers: Vec<u32>,
-    turns: u32,
-    turned: Option<Instant>,
+    turns: Turns,
     /// The traffic goes elsewhere, and that was said.
     past: bool,
 }
@@ -56,8 +55,7 @@ impl Steering {
             exit: exit.to_vec(),
             no_lan: options.no_lan,
             carriers,
-            turns: 0,
-            turned: None,
+            turns: Turns::default(),
             past: false,
         }
     }
@@ -190,7 +188,7 @@ impl Steering {
         }
         let mut past = self.past(applier)?;
         let before = self.numbers.priority;
-        if past.is_some() && os::SYSTEM == System::Linux && self.turn() {
+        if past.is_some() && os::SYSTEM == System::Linux && self.turns.take() {
             let rules = applier.host.rules()?;
             self.numbers.priority = numbers::priority(&rules).unwrap_or(before);
         }
@@ -213,14 +211,24 @@ impl Steering {
         self.past = past.is_some();
         Ok(())
     }
+}
 
-    fn turn(&mut self) -> bool {
+/// How often we have gone in front of another program's rules of late.
+#[derive(Debug, Default)]
+pub struct Turns {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Turns {
+    /// Counts one more; whether it may be taken.
+    pub fn take(&mut self) -> bool {
         let now = Instant::now();
-        if self.turned.is_none_or(|last| now.saturating_duration_since(last) > CALM) {
-            self.turns = 0;
+        if self.last.is_none_or(|last| now.saturating_duration_since(last) > CALM) {
+            self.count = 0;
         }
-        self.turned = Some(now);
-        self.turns += 1;
-        self.turns <= TURNS
+        self.last = Some(now);
+        self.count += 1;
+        self.count <= TURNS
     }
 }

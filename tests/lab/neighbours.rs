@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::assert_unchanged;
-use crate::topology::{Lab, Nat};
+use crate::topology::{Lab, Nat, WEB};
 use crate::{assert_leaves_through_exit, join, lab_tests, open_exit, record};
 
 fn fixture(name: &str) -> String {
@@ -85,6 +85,20 @@ fn neighbour(name: &str) {
     }
 }
 
+/// Whether a datagram with this mark gets to a host that has no such port, which says so.
+fn refused_there(host: std::net::IpAddr, mark: u32) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    let (value, length) = (&raw const mark, size_of::<u32>() as libc::socklen_t);
+    // SAFETY: setsockopt(2) reads `length` bytes, the size of `mark`.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MARK, value.cast(), length) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    socket.connect((host, 9)).expect("a route");
+    socket.set_read_timeout(Some(record::patience(5))).expect("a time-out");
+    let answer = socket.send(b"outer").and_then(|_| socket.recv(&mut [0; 16]));
+    answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
 lab_tests! {
     fn an_exit_beside_docker() { neighbour("docker.nft") }
 
@@ -138,7 +152,16 @@ lab_tests! {
         let (mut connected, _) = join(peer, &ready, &["--no-stun"]);
         assert_leaves_through_exit(&lab, peer);
         assert_eq!(inside().as_deref(), Ok("100.101.102.103"), "beside us");
+        // its own packets to the internet carry its mark and would pass the tunnel by
+        let own_packets = || peer.host.run(|| refused_there(WEB[0], 0x80000));
+        assert!(!own_packets(), "the kill switch lets another VPN's packets out");
         connected.stop(libc::SIGTERM);
+        for args in [["--exclude", "192.0.2.80/32"].as_slice(), &["--no-kill-switch"]] {
+            let (mut connected, _) = join(peer, &ready, &[&["--no-stun"], args].concat());
+            assert!(own_packets(), "{args:?}");
+            connected.stop(libc::SIGTERM);
+        }
+        assert!(own_packets(), "after us");
         assert_unchanged("after connect", &before, &peer.host.snapshot());
         assert_eq!(inside().as_deref(), Ok("100.101.102.103"), "after us");
         exit.stop(libc::SIGTERM);

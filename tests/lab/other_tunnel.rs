@@ -13,7 +13,7 @@ use crate::snapshot::assert_unchanged;
 use crate::stock_clients::wg_quick;
 use crate::topology::{Lab, Nat, Site, WEB};
 use crate::wire::{Allowed, Capture};
-use crate::{assert_leaves_directly, assert_leaves_through_exit, join, lab_tests, open_exit};
+use crate::{assert_leaves_directly, assert_leaves_through_exit, join, lab_tests, open_exit, text, texts};
 
 /// The other VPN's server on its own tunnel, which a client reaches whatever carries the rest.
 const INSIDE: [&str; 2] = ["10.66.0.1", "fd66::1"];
@@ -250,5 +250,57 @@ lab_tests! {
         other.assert_works("after us");
         other.down();
         assert_unchanged("after both", &plain, &lab.exit.host.snapshot());
+    }
+
+    /// One with a default route comes and goes: peers still reach the exit where they knew it, whatever looks at the way
+    /// back, and leave as the host itself does.
+    fn a_full_wg_quick_tunnel_that_comes_while_the_exit_runs("wg-quick", "wireguard-go") {
+        let lab = lab();
+        let other = Other::new(&lab.peers[1], &lab.exit, EVERYTHING);
+        lab.exit.host.sysctl(&["net/ipv4/conf/all/rp_filter=1"]);
+        // it leaves a setting behind (src_valid_mark)
+        other.up();
+        other.down();
+        let plain = lab.exit.host.snapshot();
+        let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+        let (mut peer, _) = join(lab.peer(), &ready, &["--no-stun"]);
+        assert_leaves_through_exit(&lab, lab.peer());
+        let through_both = |log: &dyn Fn() -> String| {
+            let limit = Instant::now() + patience(15);
+            for (web, seen) in WEB.into_iter().zip(other.seen) {
+                while lab.peer().whoami(web).ok() != Some(seen) {
+                    let rules = || lab.exit.host.output("sh", &["-c", "ip rule; ip -6 rule; wg show; nft list ruleset"]);
+                    assert!(Instant::now() < limit, "{web} not through both:\n{}\n{}", rules(), log());
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        };
+        for round in 0..2 {
+            other.up();
+            through_both(&|| exit.log());
+            other.assert_carries(&lab.exit, &format!("round {round}"));
+            // who comes now finds the exit where it said
+            peer.stop(libc::SIGTERM);
+            let connected;
+            (peer, connected) = join(lab.peer(), &ready, &["--no-stun"]);
+            assert!(texts(&ready, "endpoints").contains(&text(&connected, "endpoint").to_owned()), "{connected}");
+            through_both(&|| exit.log());
+            if round == 0 {
+                other.down();
+                eventually_through_exit(&lab, lab.peer(), || exit.log());
+                let rules = || lab.exit.host.output("sh", &["-c", "ip rule; ip -6 rule"]);
+                let limit = Instant::now() + patience(5);
+                while rules().contains("fwmark") {
+                    assert!(Instant::now() < limit, "our rules stay:\n{}", rules());
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        }
+        exit.stop(libc::SIGTERM);
+        other.assert_carries(&lab.exit, "after us");
+        other.down();
+        assert_unchanged("after both", &plain, &lab.exit.host.snapshot());
+        peer.kill();
+        lab.peer().run_ok(&["recover"]);
     }
 }

@@ -25,6 +25,7 @@ pub fn exit() -> ExitPolicy<'static> {
         services: Vec::new(),
         dns: Vec::new(),
         lan: &[],
+        outer: None,
     }
 }
 

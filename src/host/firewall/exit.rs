@@ -53,7 +53,7 @@ impl ExitPolicy<'_> {
                     Kind::Filter,
                     Hook::Prerouting,
                     MANGLE,
-                    [anti_spoofing(self.interface, addresses(self.v4, self.v6)), self.flood()].concat(),
+                    [anti_spoofing(self.interface, addresses(self.v4, self.v6)), self.flood(), self.outer()].concat(),
                 ),
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
@@ -82,6 +82,23 @@ impl ExitPolicy<'_> {
         let over = || Statement::Over { per_second: self.initiations, burst: self.initiations };
         let drop = |family| rule(initiation(family), [over(), Statement::Counter, Statement::Drop]);
         Family::BOTH.map(|family| commented("a flood of handshake initiations", drop(family))).to_vec()
+    }
+
+    /// A strict reverse-path filter looks for the way back by the mark that answers have. The connection has it, too, since
+    /// wg-quick's own rules make every packet's mark that of its connection.
+    fn outer(&self) -> Vec<Rule> {
+        let Some(mark) = self.outer else { return Vec::new() };
+        let packets = |of: u32| {
+            [
+                not_from(self.interface),
+                Match::L4Proto(IPPROTO_UDP),
+                Match::DestinationPort(self.port, self.port),
+                Match::DestinationLocal { not: false },
+                Match::CtMark { value: of, not: false },
+            ]
+        };
+        let why = |rule| commented("outer packets: for the reverse-path filter", rule);
+        vec![why(rule(packets(0), [Statement::SetCtMark(mark)])), why(rule(packets(mark), [Statement::SetMark(mark)]))]
     }
 
     /// From peers to this host, by whichever of its addresses.

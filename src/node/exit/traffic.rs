@@ -31,6 +31,8 @@ pub struct Traffic<'a> {
     /// How packets to the internet leave.
     pub uplinks: &'a [(Family, RouteLookup)],
     pub lan: &'a [Lan],
+    /// See [`super::outer::Outer::led`].
+    pub outer: Option<u32>,
 }
 
 impl Traffic<'_> {
@@ -60,6 +62,7 @@ impl Traffic<'_> {
             services: vec![(TCP, crate::join::service::PORT)],
             dns: self.dns.to_vec(),
             lan: self.lan,
+            outer: self.outer,
         };
         let around = Surroundings { port: Some(self.port), mtu: self.mtu, uplinks: self.uplinks.to_vec() };
         let mut changes = vec![Change::Firewall(Policy::Exit(policy).firewall(os::SYSTEM, &around)?)];
@@ -88,6 +91,7 @@ impl Exit<'_> {
             dns: self.resolver.servers(),
             uplinks: &self.uplinks,
             lan: &self.lan,
+            outer: self.outer.led(),
         };
         let changes = traffic.changes(&mut applier.host)?;
         applier.make_all(changes)

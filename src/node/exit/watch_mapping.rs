@@ -67,10 +67,14 @@ impl Exit<'_> {
         let lan = traffic::lan(applier).unwrap_or_else(|_| self.lan.clone());
         let other_lan = lan != self.lan;
         self.lan = lan;
+        let led = self.outer.look_after(applier).unwrap_or_else(|failure| {
+            tracing::warn!(%failure, "the way of our outer packets cannot be looked after");
+            false
+        });
         if moved {
             self.uplinks = ways;
         }
-        if (moved || other_lan)
+        if (moved || other_lan || led)
             && let Err(failure) = self.direct_traffic(applier)
         {
             out.event(&Event::Warning(format!("peers' traffic goes on as before: {}", failure.message)));
