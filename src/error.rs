@@ -1,6 +1,10 @@
 //! Errors that a person can meet: what failed, what is left on the host, which command or setting mends it.
 
+mod words;
+
 use std::fmt;
+
+pub use words::Words;
 
 /// Exit status of the program (cli.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,10 +101,7 @@ impl Hint for peervpn_platform::Error {
         match self {
             Error::Unsupported { instead, .. } => Some((*instead).to_owned()),
             Error::System { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Some(match std::env::consts::OS {
-                    "windows" => "run it in a terminal that was opened with \"Run as administrator\"".to_owned(),
-                    _ => "run it as root, for example with sudo".to_owned(),
-                })
+                Some(Words::HERE.elevate().to_owned())
             }
             _ => Some("peervpn doctor tells what this system lacks".to_owned()),
         }

@@ -6,6 +6,8 @@
 //! [`os::control`] and [`os::signals`]. No decisions are taken here: callers say exactly what to do.
 //! What a system cannot do returns [`Error::Unsupported`], never a silent success.
 
+#[cfg(any(windows, test))]
+mod argv;
 #[cfg(any(unix, test))]
 #[cfg_attr(not(any(target_os = "linux", test)), allow(dead_code, reason = "only Linux leaves out expected answers"))]
 mod bpf;

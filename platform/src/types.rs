@@ -300,6 +300,44 @@ impl std::fmt::Display for Capability {
     }
 }
 
+/// What installing ourselves as a service came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installed {
+    /// It is there, and was started.
+    Made,
+    /// It was there already, with the same command; it was started if it did not run.
+    Same,
+    /// It is there with these other arguments, and was left as it is.
+    Other(Vec<std::ffi::OsString>),
+}
+
+/// A service of ours as the system has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// How it stands.
+    pub state: ServiceState,
+    /// Process ID, while it runs.
+    pub pid: Option<u32>,
+    /// What it ended with; `None` before its first end.
+    pub exit: Option<u32>,
+    /// Its arguments, without the program.
+    pub arguments: Vec<std::ffi::OsString>,
+}
+
+/// How a service stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceState {
+    /// It is about to run.
+    Starting,
+    /// It runs.
+    Running,
+    /// It puts the host back.
+    Stopping,
+    /// It does not run.
+    Stopped,
+}
+
 /// A process we started, named so that a recycled process ID is never mistaken for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {

@@ -46,6 +46,18 @@ enum Colour {
 }
 
 impl GlobalArgs {
+    /// What these say, and the `rest` where they say nothing.
+    pub(super) fn or(self, rest: &GlobalArgs) -> GlobalArgs {
+        GlobalArgs {
+            config: self.config.or_else(|| rest.config.clone()),
+            state_dir: self.state_dir.or_else(|| rest.state_dir.clone()),
+            run_dir: self.run_dir.or_else(|| rest.run_dir.clone()),
+            json: self.json || rest.json,
+            color: if self.color == Colour::Auto { rest.color } else { self.color },
+            verbose: self.verbose.max(rest.verbose),
+        }
+    }
+
     /// Flags first, then the environment, then defaults. An empty variable says nothing.
     pub(super) fn context(&self) -> Context {
         let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());

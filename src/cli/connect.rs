@@ -12,6 +12,7 @@ use super::terminal::Terminal;
 use super::{Context, Outcome, terminal};
 use crate::config::{Dns, Settings, value};
 use crate::error::Failure;
+use crate::join::connect::ConnectString;
 use crate::join::invite::{Invite, MAX_LENGTH};
 use crate::nat::servers;
 use crate::node;
@@ -20,7 +21,7 @@ use crate::node;
 #[command(after_help = "\
 Examples:
   sudo peervpn connect PUBKEY@203.0.113.20:51820     the line that `peervpn exit` prints
-  sudo peervpn connect 'PUBKEY@203.0.113.20:51820,[2001:db8::20]:51820'
+  sudo peervpn connect \"PUBKEY@203.0.113.20:51820,[2001:db8::20]:51820\"
                                                      several endpoints: the first that answers is used
   sudo peervpn connect PUBKEY@vpn.example.org:51820 --allowed-ips 198.51.100.0/24
                                                      send only that network through the exit
@@ -69,6 +70,14 @@ impl ConnectArgs {
     pub(super) fn carries_invite(&self) -> bool {
         self.invite_file.is_some()
             || self.target.as_deref().is_some_and(|target| target == "-" || Invite::is_meant(target))
+    }
+
+    /// The target must be one that can be connected to, before anything is done with it.
+    pub(super) fn check_target(&self) -> Outcome {
+        match self.target.as_deref().map(str::parse::<ConnectString>) {
+            Some(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// What the flags say, and the target.

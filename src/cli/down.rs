@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{Context, Outcome, render, terminal};
 use crate::config::value;
-use crate::error::{Failure, Status};
+use crate::error::{Failure, Status, Words};
 use crate::node;
 use crate::node::control::{self, Request, Response};
 use crate::node::event::Event;
@@ -38,7 +38,7 @@ pub(super) fn run(args: &DownArgs, context: &Context) -> Outcome {
         Response::Stopped { host, restored: false } => Err(Failure {
             message: "the node has stopped, but this host could not be fully put back".to_owned(),
             host: Some(host),
-            hint: Some("sudo peervpn recover".to_owned()),
+            hint: Some(Words::HERE.ours("recover")),
             status: Status::NotRestored,
         }),
         other => Err(super::unexpected(other)),

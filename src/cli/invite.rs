@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Context, Outcome, render, terminal};
 use crate::config::value;
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::node::control::{self, Request, Response, SecretText};
 use crate::node::invite::{self, Made, Wanted};
 use crate::node::offline;
@@ -65,13 +65,7 @@ pub(super) fn run(args: &InviteArgs, context: &Context) -> Outcome {
             Ok(Response::Invite(made)) => *made,
             Ok(other) => return Err(super::unexpected(other)),
             Err(failure) if !runs => {
-                return Err(Failure {
-                    hint: Some(
-                        "start it: sudo peervpn exit; or say where it will be: peervpn invite --endpoint HOST:PORT"
-                            .to_owned(),
-                    ),
-                    ..failure
-                });
+                return Err(Failure { hint: Some(Words::HERE.invite_without_exit()), ..failure });
             }
             Err(failure) => return Err(failure),
         }

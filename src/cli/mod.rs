@@ -28,11 +28,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::config::{ConfigFile, Places};
-use crate::error::{Failure, Status};
+use crate::error::{Failure, Status, Words};
 use crate::node::control::Response;
 use crate::node::places;
 use style::Style;
@@ -117,25 +117,32 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 /// The exit status.
 fn run_to_end(args: Vec<OsString>) -> u8 {
     let args = prototype::translate(args);
-    let Cli { command, global } = match Cli::try_parse_from(&args) {
+    let parsed =
+        usage::command(Words::HERE).try_get_matches_from(&args).and_then(|found| Cli::from_arg_matches(&found));
+    let Cli { command, global } = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error, &args),
     };
     let context = global.context();
     log_to_stderr(global.verbose, context.stderr);
+    perform(command, &global, &context)
+}
+
+/// The exit status.
+fn perform(command: Command, global: &args::GlobalArgs, context: &Context) -> u8 {
     let result = match command {
-        Command::Exit(args) => exit::run(args, &context),
-        Command::Connect(args) => connect::run(args, &context),
-        Command::Info(args) => info::run(&args, &context),
-        Command::Nattest(args) => nattest::run(args, &context),
-        Command::Status(args) => status::run(&args, &context),
-        Command::Peers(args) => peers::run(args, &context),
-        Command::Invite(args) => invite::run(&args, &context),
-        Command::Export(args) => export::run(&args, &context),
-        Command::Down(args) => down::run(&args, &context),
-        Command::Recover(args) => recover::run(&args, &context),
-        Command::Doctor(args) => doctor::run(&args, &context),
-        Command::Service(args) => service::run(args, &context),
+        Command::Exit(args) => exit::run(args, context),
+        Command::Connect(args) => connect::run(args, context),
+        Command::Info(args) => info::run(&args, context),
+        Command::Nattest(args) => nattest::run(args, context),
+        Command::Status(args) => status::run(&args, context),
+        Command::Peers(args) => peers::run(args, context),
+        Command::Invite(args) => invite::run(&args, context),
+        Command::Export(args) => export::run(&args, context),
+        Command::Down(args) => down::run(&args, context),
+        Command::Recover(args) => recover::run(&args, context),
+        Command::Doctor(args) => doctor::run(&args, context),
+        Command::Service(args) => service::run(args, global, context),
         Command::UserspaceDevice(args) => userspace_device::run(&args),
     };
     let status = match result {

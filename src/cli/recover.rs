@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::terminal::{self, Terminal};
 use super::{Context, Outcome, render};
+use crate::error::Words;
 use crate::node;
 
 #[derive(Debug, Args)]
@@ -20,7 +21,7 @@ pub(super) fn run(_: &RecoverArgs, context: &Context) -> Outcome {
             return render::json(out, &done);
         }
         for interface in &done.running {
-            writeln!(out, "{interface}: its node runs and was left alone (sudo peervpn down stops it)")?;
+            writeln!(out, "{interface}: its node runs and was left alone ({} stops it)", Words::HERE.ours("down"))?;
         }
         for interface in &done.interfaces {
             writeln!(out, "{interface}: put back")?;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::style::{Style, bytes, span, tame};
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::node::control::{Changed, Initiations, KillSwitchStatus, PeerStatus, PendingPeer, Status};
 use crate::node::event::Event;
 use crate::node::invite::Made;
@@ -55,7 +55,7 @@ pub(super) fn answer(out: Out, event: &Event, style: Style) -> io::Result<()> {
             writeln!(
                 out,
                 "\nOn the other machine:\n\n  {}\n",
-                style.bold(format_args!("sudo peervpn connect {}", quoted(connect)))
+                style.bold(Words::elsewhere(&format!("connect {}", quoted(connect))))
             )
         }
         Event::Connected { peer_id, endpoint, handshake_ms, tunnel_addresses, dns, .. } => {
@@ -70,7 +70,7 @@ pub(super) fn answer(out: Out, event: &Event, style: Style) -> io::Result<()> {
         Event::Connect(connect) => writeln!(
             out,
             "\nThe connect string is now:\n\n  {}\n",
-            style.bold(format_args!("sudo peervpn connect {}", quoted(connect)))
+            style.bold(Words::elsewhere(&format!("connect {}", quoted(connect))))
         ),
         // the form of these lines is a contract (design §3)
         Event::Monitor { time, old, now } => match (old, now) {
@@ -93,9 +93,10 @@ pub(super) fn progress(err: Out, event: &Event, style: Style) -> io::Result<()> 
         Event::Connected { .. } => writeln!(err, "Ctrl-C disconnects and puts this host back."),
         Event::Pending { peer_id, public_key, endpoint } => writeln!(
             err,
-            "{} peer {} waits for admission: key {public_key}, from {endpoint}\n  let it in: sudo peervpn peers accept {peer_id}",
+            "{} peer {} waits for admission: key {public_key}, from {endpoint}\n  let it in: {}",
             style.yellow("?"),
             style.bold(peer_id),
+            Words::HERE.ours(&format!("peers accept {peer_id}")),
         ),
         Event::Joined { peer_id, tunnel_addresses, how, .. } => {
             writeln!(
@@ -140,7 +141,7 @@ pub(super) fn status(out: Out, status: &Status, style: Style) -> io::Result<()> 
         rows.push(("endpoints", endpoints.join(", ")));
     }
     if let Some(kill_switch) = kill_switch {
-        rows.push(("kill switch", kill_switch_state(kill_switch).to_owned()));
+        rows.push(("kill switch", kill_switch_state(kill_switch)));
     }
     if let Some(refused) = initiations.as_ref().and_then(refused_initiations) {
         rows.push(("not let in", refused));
@@ -175,13 +176,14 @@ fn refused_initiations(initiations: &Initiations) -> Option<String> {
 }
 
 /// What the kill switch does now, and how to lift it.
-fn kill_switch_state(kill_switch: &KillSwitchStatus) -> &'static str {
+fn kill_switch_state(kill_switch: &KillSwitchStatus) -> String {
+    let lift = Words::HERE.ours("down");
     match kill_switch {
-        KillSwitchStatus { on: false, .. } => "off: if the tunnel fails, traffic leaves beside it",
+        KillSwitchStatus { on: false, .. } => "off: if the tunnel fails, traffic leaves beside it".to_owned(),
         KillSwitchStatus { blocking: true, .. } => {
-            "on, and the exit is silent: this host's traffic is blocked; sudo peervpn down lifts it"
+            format!("on, and the exit is silent: this host's traffic is blocked; {lift} lifts it")
         }
-        _ => "on: nothing leaves beside the tunnel; sudo peervpn down lifts it",
+        _ => format!("on: nothing leaves beside the tunnel; {lift} lifts it"),
     }
 }
 
@@ -222,7 +224,7 @@ pub(super) fn invited(err: Out, made: &Made, seconds: u64, style: Style) -> io::
     let within = span(seconds);
     writeln!(err)?;
     if invite.is_some() {
-        writeln!(err, "On the other machine, within {within}:\n\n  {}\n", style.bold("sudo peervpn connect -"))?;
+        writeln!(err, "On the other machine, within {within}:\n\n  {}\n", style.bold(Words::elsewhere("connect -")))?;
         writeln!(
             err,
             "and paste the line above there. It is a secret: whoever has it can join{}.",
@@ -234,7 +236,7 @@ pub(super) fn invited(err: Out, made: &Made, seconds: u64, style: Style) -> io::
     } else {
         writeln!(err, "Use it within {within}, on one device. It is a secret: whoever has it can join.")?;
     }
-    writeln!(err, "Take it back: sudo peervpn peers revoke {peer_id}")
+    writeln!(err, "Take it back: {}", Words::HERE.ours(&format!("peers revoke {peer_id}")))
 }
 
 /// What was done to a peer.
@@ -246,7 +248,8 @@ pub(super) fn changed(out: Out, changed: &Changed) -> io::Result<()> {
         "renamed" => writeln!(out, "Peer {whom} has its name."),
         "withdrawn" => writeln!(out, "The invite {whom} is void."),
         _ => {
-            writeln!(out, "Peer {whom} is out. Its key is not let in again until: sudo peervpn peers accept {peer_id}")
+            let back = Words::HERE.ours(&format!("peers accept {peer_id}"));
+            writeln!(out, "Peer {whom} is out. Its key is not let in again until: {back}")
         }
     }
 }
@@ -310,11 +313,11 @@ fn kind_of_endpoint(endpoint: &str) -> &'static str {
     }
 }
 
-/// A word for a shell: in quotes where it has a character that some shell expands (zsh: the brackets of an IPv6
-/// endpoint).
-fn quoted(word: &str) -> String {
+/// A connect string for a shell, Windows' cmd.exe too: in double quotes where it has a character that some shell expands
+/// (zsh: the brackets of an IPv6 endpoint). It has none that means something between them.
+fn quoted(connect: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "@:.,+/=_-".contains(c);
-    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if connect.chars().all(plain) { connect.to_owned() } else { format!("\"{connect}\"") }
 }
 
 #[cfg(test)]
@@ -404,7 +407,7 @@ mod tests {
             )
         );
         let v6 = text(|out| answer(out, &ready(&["[2001:db8::1]:51820"]), Style::PLAIN));
-        assert!(v6.contains(&format!("connect '{KEY}@[2001:db8::1]:51820'\n")), "{v6}");
+        assert!(v6.contains(&format!("connect \"{KEY}@[2001:db8::1]:51820\"\n")), "{v6}");
     }
 
     #[test]

@@ -4,9 +4,24 @@ use std::ffi::OsString;
 
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
+use peervpn_platform::types::System;
 
 use super::{Cli, terminal};
-use crate::error::Status;
+use crate::error::{Status, Words};
+
+/// The command line, its help in a system's words.
+pub(super) fn command(words: Words) -> clap::Command {
+    fn translate(command: clap::Command, words: Words) -> clap::Command {
+        let said = command.get_after_help().map(|text| words.help(&text.to_string()));
+        let command = match said {
+            Some(text) => command.after_help(text),
+            None => command,
+        };
+        command.mut_subcommands(|sub| translate(sub, words))
+    }
+    // that is how it was written
+    if words == Words(System::Linux) { Cli::command() } else { translate(Cli::command(), words) }
+}
 
 /// Prints what the parser says of `args`: help and version on stdout, wrong usage on stderr with exit status 2.
 pub(super) fn report(error: &clap::Error, args: &[OsString]) -> u8 {
@@ -93,17 +108,35 @@ mod tests {
         assert!(text.ends_with("hint: peervpn connect --help\n"), "{text}");
     }
 
-    #[test]
-    fn every_help_ends_with_examples() {
-        let mut root = Cli::command();
+    /// What stands below the options, of every command.
+    fn examples(words: Words) -> String {
+        let mut root = command(words);
         root.build();
-        let mut waiting: Vec<clap::Command> = vec![root];
+        let (mut waiting, mut all) = (vec![root], String::new());
         while let Some(mut command) = waiting.pop() {
             waiting.extend(command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned());
             let help = command.render_long_help().to_string();
             let (_, tail) =
                 help.split_once("Examples:\n").unwrap_or_else(|| panic!("{}: no examples", command.get_name()));
             assert!(tail.contains("peervpn") && !tail.contains("Options:"), "{help}");
+            all += &format!("{}\n{tail}\n", command.get_bin_name().unwrap_or_default());
         }
+        all
+    }
+
+    #[test]
+    fn every_help_ends_with_examples_in_the_words_of_its_system() {
+        let linux = examples(Words(System::Linux));
+        assert!(linux.contains("sudo peervpn exit "), "{linux}");
+        assert_eq!(linux, examples(Words(System::Macos)));
+        let windows = examples(Words(System::Windows));
+        for word in ["sudo", "root", "systemd", "/etc", "'"] {
+            let line = windows.lines().find(|line| line.contains(word) && !line.contains("'s "));
+            assert_eq!(line, None, "{word}");
+        }
+        assert_eq!(
+            linux.replace("sudo ", "").split_whitespace().collect::<Vec<_>>(),
+            windows.split_whitespace().collect::<Vec<_>>()
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::{Dns, Settings, value};
-use crate::error::{Hint, Status};
+use crate::error::{Hint, Status, Words};
 
 /// Largest file that is read, in bytes: a settings file is a page of text.
 const MAX_SIZE: usize = 1 << 20;
@@ -73,7 +73,7 @@ impl Hint for ConfigError {
         Some(match self {
             ConfigError::Read { source, file } => match source.kind() {
                 std::io::ErrorKind::NotFound => "name an existing file with --config".to_owned(),
-                std::io::ErrorKind::PermissionDenied => "run it as root, for example with sudo".to_owned(),
+                std::io::ErrorKind::PermissionDenied => Words::HERE.elevate().to_owned(),
                 _ => format!("make {} a readable file, or name another one with --config", file.display()),
             },
             ConfigError::Syntax { .. } => "mend that line; strings stand in quotes: accept = \"any\"".to_owned(),

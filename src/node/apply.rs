@@ -15,7 +15,7 @@ use super::event::{Event, Output};
 use super::recover;
 use super::undo::{self, Dead, Leftovers, Names};
 use crate::config::Places;
-use crate::error::{Failure, Hint as _, Status, chain};
+use crate::error::{Failure, Hint as _, Status, Words, chain};
 use crate::host::change::{Change, Undo};
 use crate::host::journal::{self, Record};
 use crate::host::{dns, foreign};
@@ -89,7 +89,7 @@ impl Applier {
             if dead.closed && mode == "exit" {
                 return Err(Failure::new(
                     format!("a connection on {interface} was killed, and its kill switch is still on"),
-                    "sudo peervpn recover lifts it; then start the exit again",
+                    format!("{} lifts it; then start the exit again", Words::HERE.ours("recover")),
                 )
                 .host("unchanged"));
             }
@@ -369,7 +369,10 @@ impl Applier {
     pub fn undo_after(mut self, failure: Failure) -> Failure {
         if self.closed {
             let left = undo::but_firewall(&mut self.host, &mut self.log, &self.interface).0;
-            let still = "its kill switch is on, as a node that was killed left it; sudo peervpn recover lifts it";
+            let still = format!(
+                "its kill switch is on, as a node that was killed left it; {} lifts it",
+                Words::HERE.ours("recover")
+            );
             return match left.none() {
                 true => failure.host(format!("restored, but {still}")),
                 false => unrestored(failure.host(format!("{}; {still}", left.describe()))),

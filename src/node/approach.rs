@@ -12,7 +12,7 @@ use super::event::{Event, Output};
 use super::guard::Guard;
 use super::{Ground, carrier};
 use crate::config::ConnectOptions;
-use crate::error::{self, Failure};
+use crate::error::{self, Failure, Words};
 use crate::host::{Numbers, numbers};
 use crate::join::address::TunnelAddresses;
 use crate::join::connect::{Endpoint, Host};
@@ -161,7 +161,7 @@ async fn candidates(
         let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         return Err(Failure::new(
             format!("this host has no route to the exit ({list})"),
-            "connect it to a network with a default route first: ip route",
+            format!("connect it to a network with a default route first: {}", Words::HERE.routes()),
         ));
     }
     Ok(candidates)

@@ -25,7 +25,7 @@ use super::mapping::{self, MappingWatch, Monitor, next_news};
 use super::steer::Steering;
 use super::{Ground, Started, StopSignals, block_on, end, fail, port_in_use, redeem, roam, settle, start};
 use crate::config::{ConnectOptions, Places};
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::join::address::{exit_addresses, peer_addresses};
 use crate::join::connect::ConnectString;
 use crate::join::invite::{Invite, InviteError};
@@ -321,8 +321,9 @@ fn unreachable(own: &PublicKey, mapping: Option<&MappingWatch>, local: SocketAdd
     Event::Unreachable {
         since_s: since.as_secs(),
         hint: format!(
-            "ask the exit's operator to type: sudo peervpn peers add '{connect}' (that calls us{beware}); or, if the exit \
-             asks before it lets people in, to accept {}. We keep trying",
+            "ask the exit's operator to type: {} (that calls us{beware}); or, if the exit asks before it lets people in, \
+             to accept {}. We keep trying",
+            Words::elsewhere(&format!("peers add \"{connect}\"")),
             own.peer_id()
         ),
         own: connect,

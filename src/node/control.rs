@@ -13,7 +13,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::invite;
 use crate::config::{DEFAULT_INTERFACE, Places};
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::join::connect::ConnectString;
 use crate::join::initiation::Counters;
 use crate::join::peers::{Invite, Peer};
@@ -516,8 +516,8 @@ fn is_gone(error: &std::io::Error) -> bool {
 fn refused(places: &Places, interface: &str, error: std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::PermissionDenied {
         return Failure::new(
-            format!("the node on {interface} answers root only"),
-            "run it as root, for example with sudo",
+            format!("the node on {interface} answers {} only", Words::HERE.answered()),
+            Words::HERE.elevate(),
         );
     }
     match is_gone(&error) {
@@ -526,15 +526,12 @@ fn refused(places: &Places, interface: &str, error: std::io::Error) -> Failure {
                 "no node runs on {interface}, but what it changed is still there: if it was connected with the kill \
                  switch, this host's traffic is blocked"
             ),
-            "put the host back: sudo peervpn recover",
+            format!("put the host back: {}", Words::HERE.ours("recover")),
         ),
-        true => Failure::new(
-            format!("no node runs on {interface}"),
-            "start one: sudo peervpn exit, or sudo peervpn connect PUBKEY@ENDPOINT",
-        ),
+        true => Failure::new(format!("no node runs on {interface}"), Words::HERE.start()),
         false => Failure::new(
             format!("cannot ask the node on {interface}: {error}"),
-            "if it hangs, end its process, then: sudo peervpn recover",
+            format!("if it hangs, end its process, then: {}", Words::HERE.ours("recover")),
         ),
     }
 }
@@ -543,7 +540,7 @@ fn parse(interface: &str, line: &[u8]) -> Result<Response, Failure> {
     let response = serde_json::from_slice(line).map_err(|error| {
         Failure::new(
             format!("the node on {interface} ended without a sensible answer ({error})"),
-            "peervpn status tells whether it still runs; if it does not: sudo peervpn recover",
+            format!("peervpn status tells whether it still runs; if it does not: {}", Words::HERE.ours("recover")),
         )
     })?;
     match response {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::exit::FIRST_PORT;
 use super::{PROBES, apply, recover, state};
 use crate::config::Places;
-use crate::error::{Failure, chain};
+use crate::error::{Failure, Words, chain};
 use crate::host::firewall::can_exit;
 use crate::host::{foreign, numbers};
 
@@ -88,17 +88,8 @@ pub fn examine(places: &Places, interface: &str) -> Report {
         notes.stop(
             "privileges",
             &BOTH,
-            match os::SYSTEM {
-                System::Linux => {
-                    "exit and connect need root (CAP_NET_ADMIN and CAP_NET_RAW); so does the rest of this examination"
-                }
-                System::Macos => "exit and connect need root; so does the rest of this examination",
-                System::Windows => "connect needs an elevated administrator; so does the rest of this examination",
-            },
-            match os::SYSTEM {
-                System::Windows => "open a terminal with \"Run as administrator\", then: peervpn doctor",
-                System::Linux | System::Macos => "sudo peervpn doctor",
-            },
+            format!("exit and connect need {}; so does the rest of this examination", Words::HERE.administrator()),
+            Words::HERE.elevated("doctor"),
         );
     }
     if let Err(no) = can_exit(os::SYSTEM) {
@@ -119,12 +110,10 @@ fn back_ends(notes: &mut Notes) {
     match (os::kernel_wireguard(), os::tun_available()) {
         (Err(error), false) => notes.failure("wireguard", error.into()),
         (Ok(true), _) | (_, true) => notes.ok("wireguard", "there is a WireGuard back end (peervpn info tells which)"),
-        (_, false) => notes.stop(
-            "wireguard",
-            &BOTH,
-            "this kernel has neither WireGuard nor a TUN device (/dev/net/tun)",
-            "load one of them: modprobe wireguard, or modprobe tun; in a container, pass --device /dev/net/tun",
-        ),
+        (_, false) => {
+            let (found, hint) = Words::HERE.no_back_end();
+            notes.stop("wireguard", &BOTH, found, hint);
+        }
     }
 }
 
@@ -161,13 +150,13 @@ fn files_of_ours(places: &Places, notes: &mut Notes) {
         }
     }
     if !running.is_empty() {
-        notes.note("nodes", format!("a node runs on {}", running.join(", ")), "sudo peervpn status");
+        notes.note("nodes", format!("a node runs on {}", running.join(", ")), Words::HERE.ours("status"));
     }
     if !orphaned.is_empty() {
         notes.note(
             "journal",
             format!("a node on {} did not stop by itself; what it changed is still in place", orphaned.join(", ")),
-            "sudo peervpn recover",
+            Words::HERE.ours("recover"),
         );
     }
 }
@@ -178,7 +167,7 @@ fn network(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
             "interface",
             &BOTH,
             format!("the interface {interface} exists already and is not ours"),
-            format!("choose another name with --interface NAME, or remove it: ip link delete {interface}"),
+            Words::HERE.name_taken(interface),
         ),
         Ok(_) => {}
         Err(error) => notes.failure("interface", error.into()),
@@ -247,7 +236,7 @@ fn ways(host: &mut SystemHost, notes: &mut Notes) {
             "route",
             &BOTH,
             "this host has no default route",
-            "connect it to the internet first; its routes: ip route",
+            format!("connect it to the internet first; its routes: {}", Words::HERE.routes()),
         ),
         (Some(v4), Some(_)) => notes.ok("route", format!("IPv4 and IPv6 leave by {v4}")),
         (Some(v4), None) => notes.ok("route", format!("IPv4 leaves by {v4}; there is no way for IPv6")),

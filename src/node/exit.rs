@@ -34,7 +34,7 @@ use super::{
     Ground, Started, StopSignals, block_on, end, fail, port_in_use, roam, service, settle, start, state, stun,
 };
 use crate::config::{Accept, ExitOptions, Places};
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::host::firewall::can_exit;
 use crate::host::foreign;
 use crate::host::lan::Lan;
@@ -141,7 +141,7 @@ async fn bring_up<'a>(
     if uplinks.is_empty() {
         return Err(Failure::new(
             "this host has no default route, so it cannot be an exit",
-            "connect it to the internet first: ip route shows its routes",
+            format!("connect it to the internet first: {} shows its routes", Words::HERE.routes()),
         ));
     }
     // looks for the gateway while STUN is asked

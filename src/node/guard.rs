@@ -12,7 +12,7 @@ use super::control::KillSwitchStatus;
 use super::dns::{self, FileWatch};
 use super::event::{Event, Output};
 use crate::config::{ConnectDns, ConnectOptions};
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::host::firewall::{ConnectPolicy, KillSwitch, OnlyDns, Policy, Surroundings};
 use crate::host::lan::{self, Lan};
 use crate::host::{Change, Numbers, Unsupported};
@@ -21,12 +21,6 @@ use crate::join::address::TunnelAddresses;
 /// A session without a new handshake is dead after this: WireGuard makes one every 120 s and asks for 90 s more
 /// (whitepaper §6.1, REKEY-AFTER-TIME and REKEY-ATTEMPT-TIME).
 const SILENT: u64 = 120 + 90;
-
-/// How to lift it, for every place that says so.
-const LIFT: &str = match os::SYSTEM {
-    System::Windows => "peervpn down lifts it; after a crash: peervpn recover",
-    System::Linux | System::Macos => "sudo peervpn down lifts it; after a crash: sudo peervpn recover",
-};
 
 /// A connected node's firewall.
 pub struct Guard {
@@ -105,7 +99,7 @@ impl Guard {
         if !self.lockdown {
             return Ok(());
         }
-        out.event(&Event::Step(format!("lockdown: nothing leaves until the exit answers; {LIFT}")));
+        out.event(&Event::Step(format!("lockdown: nothing leaves until the exit answers; {}", Words::HERE.lift())));
         Ok(())
     }
 
@@ -165,7 +159,10 @@ impl Guard {
         };
         let lan = if self.no_lan { "" } else { " (the LAN stays reachable)" };
         if self.kill_switch {
-            out.event(&Event::Step(format!("kill switch on: {what}{lan}, even if peervpn is killed; {LIFT}")));
+            out.event(&Event::Step(format!(
+                "kill switch on: {what}{lan}, even if peervpn is killed; {}",
+                Words::HERE.lift()
+            )));
         } else {
             out.event(&Event::Warning(
                 "no kill switch (--no-kill-switch): if the tunnel fails, traffic leaves beside it".to_owned(),

@@ -38,6 +38,7 @@ mod settle;
 pub mod state;
 mod steer;
 pub mod stun;
+pub mod system_service;
 mod undo;
 
 use std::net::IpAddr;
@@ -47,7 +48,7 @@ use ipnetwork::IpNetwork;
 use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
 pub use peervpn_platform::os::{confine_thread, places};
-use peervpn_platform::types::{Backend, DeviceConfig, ProcessId, System};
+use peervpn_platform::types::{Backend, DeviceConfig, ProcessId};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 
 use apply::Applier;
@@ -56,7 +57,7 @@ use event::{Event, Output};
 use undo::Leftovers;
 
 use crate::config::{BackendChoice, NodeOptions, Places};
-use crate::error::{Failure, Status};
+use crate::error::{Failure, Status, Words};
 use crate::host::Change;
 use crate::key::PrivateKey;
 
@@ -104,7 +105,7 @@ impl Ground {
             let hint = if ours {
                 "peervpn recover removes what a killed node left".to_owned()
             } else {
-                format!("choose another name with --interface NAME, or remove it: ip link delete {interface}")
+                Words::HERE.name_taken(&interface)
             };
             let whose = if ours { "from another node" } else { "and is not ours" };
             let failure = Failure::new(format!("the interface {interface} exists already {whose}"), hint);
@@ -190,13 +191,10 @@ impl Ground {
 /// Which back end, and the program of a userspace one.
 fn choose_backend(choice: &BackendChoice) -> Result<(Backend, Option<std::path::PathBuf>), Failure> {
     let environment = std::env::var("WG_USERSPACE_IMPLEMENTATION").ok();
+    let lacking = |(what, mend): (&str, &str)| Failure::new(what, mend).host("unchanged");
     let userspace = |named: Option<&str>| -> Result<_, Failure> {
         if !os::tun_available() {
-            return Err(Failure::new(
-                "there is no TUN device here (/dev/net/tun)",
-                "load it: modprobe tun; in a container, pass it in: --device /dev/net/tun",
-            )
-            .host("unchanged"));
+            return Err(lacking(Words::HERE.no_userspace()));
         }
         Ok((Backend::Userspace, device::program(named, environment.as_deref())?))
     };
@@ -204,17 +202,9 @@ fn choose_backend(choice: &BackendChoice) -> Result<(Backend, Option<std::path::
         BackendChoice::Userspace(named) => userspace(named.as_deref()),
         BackendChoice::Auto if os::kernel_wireguard()? => Ok((Backend::Kernel, None)),
         BackendChoice::Auto if os::tun_available() => userspace(None),
-        BackendChoice::Auto => Err(Failure::new(
-            "this kernel has neither WireGuard nor a TUN device (/dev/net/tun)",
-            "load one of them: modprobe wireguard, or modprobe tun; in a container, pass --device /dev/net/tun",
-        )
-        .host("unchanged")),
+        BackendChoice::Auto => Err(lacking(Words::HERE.no_back_end())),
         BackendChoice::Kernel if os::kernel_wireguard()? => Ok((Backend::Kernel, None)),
-        BackendChoice::Kernel => Err(Failure::new(
-            "this kernel has no WireGuard",
-            "load it: modprobe wireguard; or take the userspace device: --backend userspace",
-        )
-        .host("unchanged")),
+        BackendChoice::Kernel => Err(lacking(Words::HERE.no_kernel())),
     }
 }
 
@@ -223,47 +213,15 @@ pub fn conceal_argument(argument: &str) {
     process::conceal_argument(argument);
 }
 
-/// Has the system run this command of ours now and whenever it starts.
-pub fn service_install(command: &[std::ffi::OsString]) -> Result<(), Failure> {
-    let arguments: Vec<_> = ["service".into(), "run".into()].into_iter().chain(command.iter().cloned()).collect();
-    os::service::install(&arguments).map_err(|error| match error.kind() {
-        Some(std::io::ErrorKind::PermissionDenied) => not_root("service install"),
-        _ => error.into(),
-    })
-}
-
-/// Removes that service; whether there was one.
-pub fn service_uninstall() -> Result<bool, Failure> {
-    os::service::uninstall().map_err(|error| match error.kind() {
-        Some(std::io::ErrorKind::PermissionDenied) => not_root("service uninstall"),
-        _ => error.into(),
-    })
-}
-
-/// Runs `work` as the service; what it says stands in `STATE_DIR/service.log`.
-pub fn service_run(places: &Places, work: impl FnOnce() -> u8 + Send + 'static) -> Result<(), Failure> {
-    files::private_dir(&places.state_dir).map_err(apply::unwritable)?;
-    Ok(os::service::run(&places.state_dir.join("service.log"), work)?)
-}
-
 /// Whether this process may do what a node does.
 pub fn privileged() -> bool {
     os::privileged()
 }
 
-/// The commands that change the host need root.
+/// The commands that change the host need an administrator.
 pub fn not_root(command: &str) -> Failure {
     let rest = if command == "recover" { "" } else { " …" };
-    let (who, hint) = match os::SYSTEM {
-        System::Linux => {
-            ("root (CAP_NET_ADMIN and CAP_NET_RAW)", format!("run it as root: sudo peervpn {command}{rest}"))
-        }
-        System::Macos => ("root", format!("run it as root: sudo peervpn {command}{rest}")),
-        System::Windows => (
-            "an elevated administrator",
-            format!("open a terminal with \"Run as administrator\", then: peervpn {command}{rest}"),
-        ),
-    };
+    let (who, hint) = (Words::HERE.administrator(), Words::HERE.elevated(&format!("{command}{rest}")));
     Failure::new(format!("peervpn {command} configures the network and needs {who}"), hint).host("unchanged")
 }
 
@@ -306,7 +264,7 @@ async fn start<T>(
                 Request::Down => return Started::Stopped(Some(asked)),
                 _ => asked.reply(control::failed(Failure::new(
                     "the node is still starting",
-                    "wait until it says that it is ready or connected; sudo peervpn down stops it",
+                    format!("wait until it says that it is ready or connected; {} stops it", Words::HERE.ours("down")),
                 ))),
             },
             up = &mut up => return Started::Up(up),

@@ -9,11 +9,7 @@ use super::apply;
 use super::event::{Event, Output};
 use super::undo::{self, Leftovers};
 use crate::config::Places;
-use crate::error::Failure;
-
-/// What can't be known without a journal.
-const UNMARKED: &str = "Kernel settings and files carry no mark: look at net.ipv4.conf.*.forwarding, \
-                        net.ipv6.conf.*.forwarding and /etc/resolv.conf";
+use crate::error::{Failure, Words};
 
 /// What `recover` did.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
@@ -70,7 +66,8 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
             done.left.extend(left.0);
             if found {
                 out.event(&Event::Warning(format!(
-                    "there is no journal of the node that was here: whatever carries our marks is deleted. {UNMARKED}"
+                    "there is no journal of the node that was here: whatever carries our marks is deleted. {}",
+                    Words::HERE.unmarked()
                 )));
             }
         }
@@ -115,8 +112,9 @@ pub(super) fn orphan(
         }
     };
     out.event(&Event::Warning(format!(
-        "line {line} of the journal is damaged: {did}; kept as {}. {UNMARKED}",
-        kept.display()
+        "line {line} of the journal is damaged: {did}; kept as {}. {}",
+        kept.display(),
+        Words::HERE.unmarked()
     )));
     Ok(left)
 }

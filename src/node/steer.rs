@@ -14,7 +14,7 @@ use super::event::{Event, Output};
 use super::guard::Guard;
 use super::{PROBES, carrier, roam};
 use crate::config::ConnectOptions;
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 use crate::host::{Change, Numbers, numbers, sysctls};
 use crate::tunnel::routes;
 
@@ -83,13 +83,7 @@ impl Steering {
             // another program's rule before ours would take the traffic past the tunnel: say so instead of leaking
             Some(way) => Err(Failure::new(
                 format!("another program's routes send traffic past the tunnel: {way}"),
-                match os::SYSTEM {
-                    System::Linux => {
-                        "stop the other VPN, or move its rules behind ours: ip rule, ip route show table all"
-                    }
-                    System::Macos => "stop the other VPN; netstat -rn shows whose routes these are",
-                    System::Windows => "stop the other VPN; route print shows whose routes these are",
-                },
+                Words::HERE.routes_past(),
             )),
             None => Ok(()),
         }
@@ -202,9 +196,9 @@ impl Steering {
                 "another program put its policy rules before ours; ours are in front again".to_owned(),
             )),
             Some(way) if !self.past => out.event(&Event::Warning(format!(
-                "another program's routes send traffic past the tunnel: {way}; {}. Find it: ip rule, ip route show table \
-                 all",
-                if guard.closes() { "the kill switch stops it" } else { "there is no kill switch to stop it" }
+                "another program's routes send traffic past the tunnel: {way}; {}. To end it: {}",
+                if guard.closes() { "the kill switch stops it" } else { "there is no kill switch to stop it" },
+                Words::HERE.routes_past()
             ))),
             _ => {}
         }

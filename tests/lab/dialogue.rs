@@ -88,7 +88,7 @@ lab_tests! {
         let mut exit = Screen::exit(&lab.exit, &[]);
         let ready = exit.wait_for("Ctrl-C stops the exit", 0);
         let shown = exit.shown();
-        let target = shown.split("peervpn connect '").nth(1).and_then(|rest| rest.split('\'').next());
+        let target = shown.split("peervpn connect \"").nth(1).and_then(|rest| rest.split('"').next());
         let target = target.unwrap_or_else(|| panic!("no connect string:\n{shown}")).to_owned();
 
         let mut first = lab.peer().connect(&target, &["--no-stun", "--timeout", "60"]);

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use crate::types::{Installed, Service};
 use crate::{Error, Result};
 
 fn unsupported<T>() -> Result<T> {
@@ -15,12 +16,17 @@ fn unsupported<T>() -> Result<T> {
 }
 
 /// Installs nothing.
-pub fn install(_arguments: &[OsString]) -> Result<()> {
+pub fn install(_arguments: &[OsString]) -> Result<Installed> {
     unsupported()
 }
 
 /// Removes nothing.
 pub fn uninstall() -> Result<bool> {
+    unsupported()
+}
+
+/// Looks at nothing.
+pub fn status() -> Result<Option<Service>> {
     unsupported()
 }
 

@@ -33,7 +33,7 @@ mod route;
 mod security;
 pub mod service;
 pub mod signals;
-mod text;
+pub(crate) mod text;
 pub mod udp;
 pub mod watch;
 mod wfp;

@@ -19,14 +19,41 @@ pub(crate) fn narrow(buffer: &[u16]) -> String {
 /// # Safety
 /// The pointer must be null or lead to a text that ends with zero.
 pub(crate) unsafe fn from_wide(text: *const u16) -> String {
+    // SAFETY: by the caller.
+    String::from_utf16_lossy(&unsafe { units(text) })
+}
+
+/// The same as it is.
+///
+/// # Safety
+/// As above.
+pub(crate) unsafe fn units(text: *const u16) -> Vec<u16> {
     if text.is_null() {
-        return String::new();
+        return Vec::new();
     }
-    let mut length = 0;
     // SAFETY: up to the zero, by the caller.
-    while unsafe { *text.add(length) } != 0 {
-        length += 1;
+    (0..).map(|index| unsafe { *text.add(index) }).take_while(|unit| *unit != 0).collect()
+}
+
+/// What Windows itself makes of a command line.
+#[cfg(test)]
+pub(crate) fn split_by_windows(line: &[u16]) -> Vec<Vec<u16>> {
+    use windows_sys::Win32::Foundation::LocalFree;
+
+    #[link(name = "shell32")]
+    unsafe extern "system" {
+        fn CommandLineToArgvW(line: *const u16, count: *mut i32) -> *mut *mut u16;
     }
-    // SAFETY: these were just read.
-    String::from_utf16_lossy(unsafe { std::slice::from_raw_parts(text, length) })
+    let line: Vec<u16> = line.iter().copied().chain([0]).collect();
+    let mut count = 0;
+    // SAFETY: the line ends with zero; the count is written.
+    let found = unsafe { CommandLineToArgvW(line.as_ptr(), &raw mut count) };
+    assert!(!found.is_null());
+    // SAFETY: so many pointers, each to a text that ends with zero.
+    let texts = unsafe { std::slice::from_raw_parts(found, count as usize) };
+    // SAFETY: as above.
+    let split = texts.iter().map(|text| unsafe { units(*text) }).collect();
+    // SAFETY: its documentation says that LocalFree frees it; nothing points into it any more.
+    unsafe { LocalFree(found.cast()) };
+    split
 }
