@@ -12,6 +12,10 @@ use peervpn_platform::types::Capability;
 
 use crate::error::Failure;
 
+/// Bytes that the device's UDP sockets hold each way, or as many as net.core.{r,w}mem_max lets: a burst is not lost while
+/// its threads wait for a processor. As much as gotatun's own program asks for.
+const SOCKET_BUFFER: usize = 7 << 20;
+
 /// The hidden subcommand's name.
 pub const SUBCOMMAND: &str = "__userspace-device";
 
@@ -49,7 +53,11 @@ fn bundled(interface: &str) -> Result<(), Failure> {
         let (name, _) = os::for_device(interface)?;
         let tun = TunDevice::from_name(&name).map_err(|error| failed(&error))?;
         let name = tun.name().map_err(|error| failed(&error))?;
-        let builder = DeviceBuilder::new().with_default_udp().with_ip(tun);
+        let builder = DeviceBuilder::new()
+            .with_default_udp()
+            .udp_recv_buffer_size(SOCKET_BUFFER)
+            .udp_send_buffer_size(SOCKET_BUFFER)
+            .with_ip(tun);
         let (client, server) = UapiServer::new();
         let mut device = builder.with_uapi(server).build().await.map_err(|error| failed(&error))?;
         // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic

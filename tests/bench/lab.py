@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -149,6 +150,7 @@ class Node:
 
 # --- the lab -----------------------------------------------------------------------------------------------------
 
+LABS = itertools.count()
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -172,7 +174,7 @@ class Lab:
 
     def __init__(self, delay_ms=0):
         self.dir = tempfile.mkdtemp(prefix="pvbench.", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-        self.tag = f"pvb{os.getpid()}"
+        self.tag = f"pvb{os.getpid()}{next(LABS)}"
         self.nodes, self.children = [], []
         self.internet, self.exit, self.peer = (f"{self.tag}{place}" for place in ("i", "e", "p"))
         for space in (self.internet, self.exit, self.peer):

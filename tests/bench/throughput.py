@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import shutil
-import time
 
 from lab import Failed, IPERF, WEB, Lab, inside, interleave, progress, row, run, stat
 
-SECONDS = 2
+# short and many, not long and few: the machine's own ups and downs are longer than a second
+SECONDS, TURNS = 1, 4
 WAYS = {
     "one way, 1 stream": [],
     "one way, 8 streams": ["-P", "8"],
@@ -21,30 +21,27 @@ WAYS = {
 
 def iperf(lab, args):
     """Mbit/s received, both directions added."""
-    # without --omit: with --bidir iperf3 3.12 then sometimes counts nothing
-    command = ["iperf3", "-c", WEB, "-p", IPERF, "-t", SECONDS, "-J", *args]
-    end = json.loads(run(*inside(lab.peer, *command)))["end"]
-    received = [end[key]["bits_per_second"] for key in ("sum_received", "sum_received_bidir_reverse") if key in end]
-    return sum(received) / 1e6
-
-
-def all_ways(lab, ways):
-    lab.reply()
-    return {way: iperf(lab, args) for way, args in ways.items()}
+    # without --omit: with --bidir iperf3 3.12 then sometimes counts nothing, and now and then without it, too
+    for _ in range(3):
+        end = json.loads(run(*inside(lab.peer, "iperf3", "-c", WEB, "-p", IPERF, "-t", SECONDS, "-J", *args)))["end"]
+        received = [end[key]["bits_per_second"] for key in ("sum_received", "sum_received_bidir_reverse") if key in end]
+        if all(received):
+            return sum(received) / 1e6
+    raise Failed("iperf3 counted nothing, three times")
 
 
 class Ours:
-    """Both ends by peervpn. Userspace devices share /run/wireguard: a name each."""
+    """Both ends by peervpn. Userspace devices share /run/wireguard: names with a `suffix` each."""
 
-    def __init__(self, lab, *args):
-        self.lab, self.args = lab, args
+    def __init__(self, lab, suffix="", *args):
+        self.lab, self.suffix, self.args = lab, suffix, args
 
     @contextlib.contextmanager
     def up(self):
         with contextlib.ExitStack() as stack:
-            exit_ = self.lab.start_exit("--interface", "pvbexit", *self.args)
+            exit_ = self.lab.start_exit("--interface", f"pvbexit{self.suffix}", *self.args)
             stack.callback(exit_.down)
-            node = self.lab.start_connect(exit_.connect, "--interface", "pvbpeer", "--dns", "none", *self.args)
+            node = self.lab.start_connect(exit_.connect, "--interface", f"pvbpeer{self.suffix}", "--dns", "none", *self.args)
             node.wait("connected")
             stack.callback(node.down)
             self.text = [run(*side.ask("export", "--show-keys")) for side in (exit_, node)]
@@ -76,66 +73,78 @@ class WgQuick:
                 run(*inside(space, "wg-quick", "down", file))
 
 
-def measured(lab, setup, ways):
-    def measure():
-        with setup.up():
-            return all_ways(lab, ways)
-    return measure
+def one_more(stack):
+    lab = stack.enter_context(Lab())
+    lab.child(lab.internet, "iperf3", "-s", "-B", WEB, "-p", IPERF)
+    return lab
 
 
-def attempt(measure):
-    """None where a rival fails."""
-    def guarded():
-        try:
-            return measure()
-        except Failed as error:
-            progress(str(error))
-            return None
-    return guarded
+def measured(bring_up, ways, rounds):
+    """Mbit/s by way and setup. `bring_up` has all of them up at once, each in a lab of its own, and they take turns: what
+    else the machine does meets all of them alike. Labs are made anew for every round: two of the same setup differ by
+    some per cent, by where their memory happens to lie."""
+    found = {way: {} for way in ways}
+    for _ in range(rounds):
+        with contextlib.ExitStack() as stack:
+            setups = bring_up(stack)
+            for way, args in ways.items():
+                turns = interleave(TURNS, *(lambda lab=setup.lab: iperf(lab, args) for setup in setups.values()))
+                for name, values in zip(setups, turns):
+                    found[way].setdefault(name, []).extend(values)
+    return {way: {name: stat(values, "Mbit/s") for name, values in setups.items()} for way, setups in found.items()}
 
 
 def rows(rounds):
-    with Lab() as lab:
-        lab.child(lab.internet, "iperf3", "-s", "-B", WEB, "-p", IPERF)
-        time.sleep(0.5)
-        return userspace(lab, rounds) if os.environ.get("GUEST") is None else kernel(lab, rounds)
+    return (userspace if os.environ.get("GUEST") is None else kernel)(rounds)
 
 
-def kernel(lab, rounds):
+def kernel(rounds):
     progress("throughput of kernel WireGuard, set up by us and by wg-quick")
-    ours = Ours(lab)
-    with ours.up():
-        pass
-    ours_found, quick_found = interleave(
-        rounds, measured(lab, ours, WAYS), measured(lab, WgQuick(lab, ours.text), WAYS)
-    )
+
+    def bring_up(stack):
+        ours = Ours(one_more(stack))
+        stack.enter_context(ours.up())
+        quick = WgQuick(one_more(stack), ours.text)
+        stack.enter_context(quick.up())
+        for setup in (ours, quick):
+            setup.lab.reply()
+        return {"ours": ours, "set up by wg-quick": quick}
+
     return [
-        row(f"kernel throughput, {way}", stat([found[way] for found in ours_found], "Mbit/s"),
-            {"set up by wg-quick": stat([found[way] for found in quick_found], "Mbit/s")}, better="higher", reach=0.98)
-        for way in WAYS
+        row(f"kernel throughput, {way}", found.pop("ours"), found, better="higher", reach=0.98)
+        for way, found in measured(bring_up, WAYS, rounds).items()
     ]
 
 
-def userspace(lab, rounds):
+def userspace(rounds):
     ways = {way: WAYS[way] for way in ("one way, 1 stream", "both ways, 8 streams")}
-    devices = {"peervpn": "userspace"}
+    backends = {"ours": "userspace"}
     for program in ("wireguard-go", "boringtun-cli", "gotatun"):
-        path = shutil.which(program)
-        if path:
-            devices[program] = f"userspace={path}"
+        if path := shutil.which(program):
+            backends[program] = f"userspace={path}"
         else:
             progress(f"SKIP: {program}")
-    progress(f"throughput of userspace devices: {', '.join(devices)}")
-    setups = [measured(lab, Ours(lab, "--backend", backend), ways) for backend in devices.values()]
-    found = {}
-    for device, values in zip(devices, interleave(rounds, *map(attempt, setups))):
-        if all(values):
-            found[device] = values
-        else:
-            progress(f"SKIP: {device} does not carry this")
+
+    def bring_up(stack):
+        setups = {}
+        for name, backend in backends.items():
+            setups[name] = Ours(one_more(stack), str(len(setups)), "--backend", backend)
+            stack.enter_context(setups[name].up())
+            setups[name].lab.reply()
+        return setups
+
+    # those that carry this at all
+    for program in list(backends)[1:]:
+        with contextlib.ExitStack() as stack:
+            setup = Ours(one_more(stack), "", "--backend", backends[program])
+            try:
+                stack.enter_context(setup.up())
+                iperf(setup.lab, [])
+            except Failed as error:
+                progress(f"SKIP: {program} does not carry this: {error}")
+                del backends[program]
+    progress(f"throughput of userspace devices: {', '.join(backends)}")
     return [
-        row(f"userspace throughput, {way}", stat([f[way] for f in found["peervpn"]], "Mbit/s"),
-            {name: stat([f[way] for f in values], "Mbit/s") for name, values in found.items() if name != "peervpn"},
-            better="higher", reach=1)
-        for way in ways
+        row(f"userspace throughput, {way}", found.pop("ours"), found, better="higher", reach=1)
+        for way, found in measured(bring_up, ways, rounds).items()
     ]
