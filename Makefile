@@ -111,6 +111,8 @@ install: release
 	$(AS_ADMIN) install -m 0755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/peervpn'
 	for plist in $(PLISTS); do sed 's|@BINDIR@|$(PREFIX)/bin|' "platform/launchd/$$plist" \
 		| $(AS_ADMIN) tee "$(DESTDIR)$(DAEMONS)/$$plist" >/dev/null || exit; done
+	@# one that is there already is no error, but keeps the plist that it was loaded with
+	@test -n '$(DESTDIR)' || $(SUDO) launchctl bootout system/peervpn.recover 2>/dev/null || true
 	@test -n '$(DESTDIR)' || $(SUDO) launchctl bootstrap system $(DAEMONS)/peervpn.recover.plist
 
 .PHONY: uninstall

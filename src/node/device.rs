@@ -8,7 +8,7 @@ use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
 use gotatun::tun::tun_async_device::TunDevice;
 use peervpn_platform::os::{self, launch};
-use peervpn_platform::types::Capability;
+use peervpn_platform::types::{Capability, System};
 
 use crate::error::Failure;
 
@@ -94,10 +94,13 @@ pub fn program(named: Option<&str>, environment: Option<&str>) -> Result<Option<
     let Some(name) = named.or(environment).filter(|name| !name.is_empty()) else {
         return Ok(os::USUAL_DEVICE.and_then(find));
     };
+    let packages = if os::SYSTEM == System::Macos { "brew" } else { "apt" };
     find(name).map(Some).ok_or_else(|| {
         Failure::new(
             format!("there is no program {name} on the search path or in vendor/"),
-            format!("install it (for example: apt install {name}), or take the bundled device: --backend userspace"),
+            format!(
+                "install it (for example: {packages} install {name}), or take the bundled device: --backend userspace"
+            ),
         )
         .host("unchanged")
     })

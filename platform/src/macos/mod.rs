@@ -74,9 +74,9 @@ pub fn privileged() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Whether a TUN device can be made: any process of root's may make a utun.
+/// Whether a TUN device can be made: every macOS has utun, and who may make one is asked elsewhere.
 pub fn tun_available() -> bool {
-    privileged()
+    true
 }
 
 /// The WireGuard of a back end.
