@@ -192,6 +192,14 @@ impl Host for SystemHost {
     }
 }
 
+/// stdout and stderr.
+pub mod output {
+    /// Whether so many bytes can be written now; nobody knows.
+    pub fn takes(_descriptor: i32, _bytes: usize) -> bool {
+        false
+    }
+}
+
 /// Copies of incoming packets.
 pub mod packet {
     use std::io;

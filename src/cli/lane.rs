@@ -1,12 +1,12 @@
-//! A running node's stdout and stderr, each written by a thread of its own: a reader that stalls (a full pipe, a
-//! terminal stopped with Ctrl-S) holds up its lane, not the node.
+//! A running node's stdout and stderr: a reader that stalls (a full pipe, a terminal stopped with Ctrl-S) holds up its
+//! lane, not the node. From the first time that one would, a thread of its own writes there.
 
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::node::confine_thread;
+use crate::node::{confine_thread, output};
 
 /// So many bytes wait for a reader; then the oldest lines are lost, since the newest say how things stand.
 const ROOM: usize = 256 << 10;
@@ -28,6 +28,14 @@ enum Stream {
 }
 
 impl Stream {
+    /// stdio(3).
+    fn descriptor(self) -> i32 {
+        match self {
+            Stream::Stdout => 1,
+            Stream::Stderr => 2,
+        }
+    }
+
     /// At once, as far as the reader lets us.
     fn write(self, text: &[u8]) -> io::Result<()> {
         match self {
@@ -56,14 +64,16 @@ struct Queue {
     /// Nobody waits for the reader until everything is written.
     behind: bool,
     lost: u64,
-    /// The thread is there.
+    /// The lane is used.
     open: bool,
+    /// The thread is there.
+    thread: bool,
 }
 
 impl Lane {
     const fn new(stream: Stream) -> Lane {
         let waiting = VecDeque::new();
-        let queue = Queue { waiting, bytes: 0, writing: false, behind: false, lost: 0, open: false };
+        let queue = Queue { waiting, bytes: 0, writing: false, behind: false, lost: 0, open: false, thread: false };
         Lane { stream, queue: Mutex::new(queue), moved: Condvar::new() }
     }
 
@@ -71,29 +81,37 @@ impl Lane {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on a thread writes what is [`put`](Lane::put). Without one (no more threads) it is written as before.
-    pub(super) fn open(&'static self) {
-        let mut queue = self.queue();
-        if !queue.open {
-            let thread = std::thread::Builder::new().name("lane".to_owned()).stack_size(STACK);
-            queue.open = thread.spawn(|| self.carry()).is_ok();
-        }
+    /// From here on what is [`put`](Lane::put) waits for no reader.
+    pub(super) fn open(&self) {
+        self.queue().open = true;
     }
 
-    /// Whether there is a thread that writes.
+    /// Whether it is used.
     pub(super) fn is_open(&self) -> bool {
         self.queue().open
     }
 
-    /// Gives the text to the thread.
-    pub(super) fn put(&self, text: Vec<u8>) {
+    /// Writes the text if it is taken at once, else gives it to the thread.
+    pub(super) fn put(&'static self, text: Vec<u8>) {
         let mut queue = self.queue();
+        if !queue.thread && (output::takes(self.stream.descriptor(), text.len()) || !self.start(&mut queue)) {
+            // a reader that went away ends the output, never the node
+            let _ = self.stream.write(&text);
+            return;
+        }
         queue.push(text);
         self.moved.notify_all();
         if !queue.behind {
             queue = self.wait(queue, PROMPT);
             queue.behind = queue.busy();
         }
+    }
+
+    /// Without a thread (no more of them) it is written as before.
+    fn start(&'static self, queue: &mut Queue) -> bool {
+        let thread = std::thread::Builder::new().name("lane".to_owned()).stack_size(STACK);
+        queue.thread = thread.spawn(|| self.carry()).is_ok();
+        queue.thread
     }
 
     /// Before the process ends: waits for the last lines.
@@ -127,7 +145,6 @@ impl Lane {
             };
             queue.writing = true;
             drop(queue);
-            // a reader that went away ends the output, never the node
             let _ = self.stream.write(&text);
             queue = self.queue();
         }

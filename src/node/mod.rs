@@ -47,7 +47,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
-pub use peervpn_platform::os::{confine_thread, places};
+pub use peervpn_platform::os::{confine_thread, output, places};
 use peervpn_platform::types::{Backend, DeviceConfig, ProcessId};
 use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
 

@@ -19,6 +19,8 @@ mod lock;
 mod names;
 mod nft;
 mod notify;
+#[path = "../unix/output.rs"]
+pub mod output;
 pub mod packet;
 pub mod places;
 #[path = "../unix/private.rs"]

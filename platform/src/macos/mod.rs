@@ -26,6 +26,8 @@ mod host;
 #[path = "../unix/launch.rs"]
 pub mod launch;
 mod names;
+#[path = "../unix/output.rs"]
+pub mod output;
 pub mod packet;
 mod pf;
 pub mod places;

@@ -41,7 +41,7 @@ mod wireguard;
 
 pub use absent::{
     Timer, USUAL_DEVICE, UapiListener, confine, confine_thread, for_device, launch, legacy_tables, listening_ports,
-    notify, packet, port_holder, process, raw, reachable, tun_available, watchdog, writable,
+    notify, output, packet, port_holder, process, raw, reachable, tun_available, watchdog, writable,
 };
 pub use clock::local_time;
 pub use elevation::privileged;
