@@ -84,7 +84,7 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
             }
             bring_up(&mut ground, &target, joined.as_ref(), options, out).await
         };
-        match start(up, &mut server, &mut signals).await {
+        match start(&options.node.interface, up, &mut server, &mut signals).await {
             Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
             Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
             Started::Up(Ok(mut node)) => {

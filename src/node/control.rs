@@ -497,13 +497,15 @@ fn asked(places: &Places, interface: Option<&str>, request: &Request) -> Result<
     if let (None, [only]) = (interface, listed(places).as_slice()) {
         match ask(only) {
             Err(error) if is_gone(&error) => {}
-            answer => return answer.map_err(|error| refused(places, only, error)).map(|line| (only.clone(), line)),
+            answer => {
+                return answer.map_err(|error| refused(places, only, request, error)).map(|line| (only.clone(), line));
+            }
         }
     }
     let interface = meant(places, interface)?;
     match ask(&interface) {
         Ok(line) => Ok((interface, line)),
-        Err(error) => Err(refused(places, &interface, error)),
+        Err(error) => Err(refused(places, &interface, request, error)),
     }
 }
 
@@ -513,7 +515,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 }
 
 /// Why the node on this interface can't be asked.
-fn refused(places: &Places, interface: &str, error: std::io::Error) -> Failure {
+fn refused(places: &Places, interface: &str, request: &Request, error: std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::PermissionDenied {
         return Failure::new(
             format!("the node on {interface} answers {} only", Words::HERE.answered()),
@@ -528,7 +530,17 @@ fn refused(places: &Places, interface: &str, error: std::io::Error) -> Failure {
             ),
             format!("put the host back: {}", Words::HERE.ours("recover")),
         ),
-        true => Failure::new(format!("no node runs on {interface}"), Words::HERE.start()),
+        true => {
+            let hint = match (running(places).as_slice(), request) {
+                ([], Request::Down) => {
+                    let recover = Words::HERE.ours("recover");
+                    format!("none has left anything, either; if something still blocks this host: {recover}")
+                }
+                ([], _) => Words::HERE.start(),
+                (others, _) => format!("say which one, --interface NAME: {}", others.join(", ")),
+            };
+            Failure::new(format!("no node runs on {interface}"), hint)
+        }
         false => Failure::new(
             format!("cannot ask the node on {interface}: {error}"),
             format!("if it hangs, end its process, then: {}", Words::HERE.ours("recover")),

@@ -62,7 +62,7 @@ pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Resu
             Err(failure) => return Err(fail(ground.applier, server, failure)),
         };
         let up = bring_up(&mut ground, peers, options, places, out);
-        match start(up, &mut server, &mut signals).await {
+        match start(&options.node.interface, up, &mut server, &mut signals).await {
             Started::Stopped(asked) => end(ground.applier, asked, server, out).await,
             Started::Up(Err(failure)) => Err(fail(ground.applier, server, failure)),
             Started::Up(Ok((mut exit, tap))) => {

@@ -251,6 +251,7 @@ enum Started<T> {
 
 /// Brings a node up, unless a signal or `down` comes first. Whoever asks for anything else is told to wait.
 async fn start<T>(
+    interface: &str,
     up: impl Future<Output = Result<T, Failure>>,
     server: &mut control::Server,
     signals: &mut StopSignals,
@@ -263,8 +264,11 @@ async fn start<T>(
             asked = server.next() => match asked.request {
                 Request::Down => return Started::Stopped(Some(asked)),
                 _ => asked.reply(control::failed(Failure::new(
-                    "the node is still starting",
-                    format!("wait until it says that it is ready or connected; {} stops it", Words::HERE.ours("down")),
+                    format!("the node on {interface} is still starting"),
+                    format!(
+                        "wait until it says that it is ready or connected; {} stops it",
+                        Words::HERE.ours(&format!("down --interface {interface}"))
+                    ),
                 ))),
             },
             up = &mut up => return Started::Up(up),

@@ -53,7 +53,9 @@ fn a_node_is_asked_and_stopped() {
     golden("node-peers-pending", &place, &run(&["peers", "pending"]));
     golden("node-peers-accept-unknown", &place, &run(&["peers", "accept", "000000-000000-000000"]));
     golden("node-recover-while-running", &place, &run(&["recover"]));
+    golden("node-other-interface", &place, &run(&["status", "--interface", "wg9"]));
     golden("node-down", &place, &run(&["down"]));
+    golden("node-down-again", &place, &run(&["down"]));
 
     let output = finish_child(child);
     assert!(output.status.success(), "{output:?}");
