@@ -137,6 +137,16 @@ impl Words {
         format!("choose another name with --interface NAME, {other}")
     }
 
+    /// How to get a program that is not there, by the usual name of its package.
+    pub fn install(self, program: &str) -> String {
+        let packages = match self.0 {
+            System::Linux => "apt",
+            System::Macos => "brew",
+            System::Windows => "winget",
+        };
+        format!("install it (for example: {packages} install {program})")
+    }
+
     /// The kernel has no WireGuard, and no other back end was allowed: what is the matter, and what mends it.
     pub fn no_kernel(self) -> (&'static str, &'static str) {
         match self.0 {
@@ -212,6 +222,7 @@ mod tests {
             words.routes().to_owned(),
             words.routes_past(),
             words.name_taken("peervpn0"),
+            words.install("wireguard-go"),
         ];
         lines.extend(pairs.into_iter().flat_map(|(what, mend)| [what.to_owned(), mend.to_owned()]));
         lines.push(words.unmarked().to_owned());
@@ -230,7 +241,7 @@ mod tests {
 
     #[test]
     fn no_system_is_told_another_ones_commands() {
-        let of_linux = ["ip ", "modprobe", "/dev/", "/etc/", "net.ipv4", "CAP_"];
+        let of_linux = ["ip ", "apt ", "modprobe", "/dev/", "/etc/", "net.ipv4", "CAP_"];
         assert!(!of_linux.iter().any(|word| all(System::Macos).contains(word)), "{}", all(System::Macos));
         let windows = all(System::Windows);
         assert!(!of_linux.iter().chain(&["sudo", "root", "netstat"]).any(|word| windows.contains(word)), "{windows}");

@@ -8,9 +8,9 @@ use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
 use gotatun::tun::tun_async_device::TunDevice;
 use peervpn_platform::os::{self, launch};
-use peervpn_platform::types::{Capability, System};
+use peervpn_platform::types::Capability;
 
-use crate::error::Failure;
+use crate::error::{Failure, Words};
 
 /// Bytes that the device's UDP sockets hold each way, or as many as net.core.{r,w}mem_max lets: a burst is not lost while
 /// its threads wait for a processor. As much as gotatun's own program asks for.
@@ -94,13 +94,10 @@ pub fn program(named: Option<&str>, environment: Option<&str>) -> Result<Option<
     let Some(name) = named.or(environment).filter(|name| !name.is_empty()) else {
         return Ok(os::USUAL_DEVICE.and_then(find));
     };
-    let packages = if os::SYSTEM == System::Macos { "brew" } else { "apt" };
     find(name).map(Some).ok_or_else(|| {
         Failure::new(
             format!("there is no program {name} on the search path or in vendor/"),
-            format!(
-                "install it (for example: {packages} install {name}), or take the bundled device: --backend userspace"
-            ),
+            format!("{}, or take the bundled device: --backend userspace", Words::HERE.install(name)),
         )
         .host("unchanged")
     })
