@@ -11,9 +11,9 @@
 use std::io;
 use std::mem::size_of;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
@@ -30,8 +30,8 @@ pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + INITIATION_LEN as u
 /// `net.core.rmem_default` and `rmem_max` are 208 KiB, doubled by the kernel.
 const RECEIVE_BUFFER: usize = 400 << 10;
 
-/// How often a family that was found empty is passed over while the other one has packets.
-const STAY: u8 = 15;
+/// How many copies one system call fetches at most: in a flood the calls are what costs.
+const BATCH: usize = 32;
 
 /// `linux/if_packet.h`, missing from libc.
 const PACKET_HOST: u32 = 0;
@@ -43,10 +43,7 @@ pub struct InitiationTap {
     epoll: OwnedFd,
     v4: Socket,
     v6: Socket,
-    /// Which family is read first next time, so that a flood of one never hides the other.
-    v6_first: AtomicBool,
-    /// For so many reads more: the other family was found empty.
-    stay: AtomicU8,
+    batch: Mutex<Batch>,
     drops: AtomicU64,
 }
 
@@ -71,8 +68,7 @@ impl InitiationTap {
             epoll,
             v4,
             v6,
-            v6_first: AtomicBool::new(false),
-            stay: AtomicU8::new(0),
+            batch: Mutex::new(Batch::default()),
             drops: AtomicU64::new(0),
         })
     }
@@ -80,25 +76,25 @@ impl InitiationTap {
     /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
     /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes. `None`: nothing waits.
     pub fn recv<'a>(&self, buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
-        let stay = self.stay.load(Ordering::Relaxed);
-        self.stay.store(stay.saturating_sub(1), Ordering::Relaxed);
-        let v6_first = self.v6_first.load(Ordering::Relaxed) ^ (stay == 0);
-        self.v6_first.store(v6_first, Ordering::Relaxed);
-        let mut order = [(&self.v4, Family::V4), (&self.v6, Family::V6)];
-        if v6_first {
-            order.reverse();
-        }
-        for (socket, family) in order {
-            if let Some((source, payload)) = recv_from(socket, family, buf)? {
-                if (family == Family::V6) != v6_first {
-                    self.v6_first.store(family == Family::V6, Ordering::Relaxed);
-                    self.stay.store(STAY, Ordering::Relaxed);
+        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let family = batch.family;
+            while let Some((copy, interface)) = batch.take() {
+                let Some(room) = buf.get_mut(..copy.len()) else { continue };
+                room.copy_from_slice(copy);
+                if let Some((source, payload)) = parse(family, room, interface) {
+                    return Ok(Some((source, &buf[payload])));
                 }
-                return Ok(Some((source, &buf[payload])));
+            }
+            // the other family first, so that a flood of one never hides the other
+            let sockets = match batch.family {
+                Family::V4 => [(&self.v6, Family::V6), (&self.v4, Family::V4)],
+                Family::V6 => [(&self.v4, Family::V4), (&self.v6, Family::V6)],
+            };
+            if !batch.fill(sockets[0])? && !batch.fill(sockets[1])? {
+                return Ok(None);
             }
         }
-        self.stay.store(0, Ordering::Relaxed);
-        Ok(None)
     }
 
     /// How many copies the kernel had no room for, since the tap was opened.
@@ -156,36 +152,78 @@ fn open_socket(family: Family, filter: &[SockFilter]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn recv_from(socket: &Socket, family: Family, buf: &mut [u8]) -> io::Result<Option<(SocketAddr, Range<usize>)>> {
-    loop {
-        // SAFETY: all zeros is a valid sockaddr_ll.
-        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        let mut from_len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `buf.len()` and `from_len` bytes, into memory that lives through the call.
-        let result = unsafe {
-            libc::recvfrom(
-                socket.as_raw_fd(),
-                buf.as_mut_ptr().cast(),
-                buf.len(),
-                libc::MSG_TRUNC,
-                (&raw mut from).cast(),
-                &raw mut from_len,
-            )
-        };
-        if result < 0 {
+/// Copies that were fetched and not yet asked for.
+#[derive(Debug)]
+struct Batch {
+    family: Family,
+    buffers: [[u8; BUFFER_LEN]; BATCH],
+    /// Length of each copy and the interface it came in by.
+    copies: [(usize, u32); BATCH],
+    next: usize,
+    count: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch { family: Family::V6, buffers: [[0; BUFFER_LEN]; BATCH], copies: [(0, 0); BATCH], next: 0, count: 0 }
+    }
+}
+
+impl Batch {
+    /// The next copy, from its IP header on, and its interface.
+    fn take(&mut self) -> Option<(&[u8], u32)> {
+        let (length, interface) = *self.copies[..self.count].get(self.next)?;
+        self.next += 1;
+        Some((&self.buffers[self.next - 1][..length], interface))
+    }
+
+    /// Fetches what waits on that socket; whether there was anything. recvmmsg(2)
+    fn fill(&mut self, (socket, family): (&Socket, Family)) -> io::Result<bool> {
+        (self.family, self.next, self.count) = (family, 0, 0);
+        // SAFETY: all zeros are valid sockaddr_ll, iovec and mmsghdr: addresses of null with length 0.
+        let (mut from, mut parts, mut messages): (
+            [libc::sockaddr_ll; BATCH],
+            [libc::iovec; BATCH],
+            [libc::mmsghdr; BATCH],
+        ) = unsafe { std::mem::zeroed() };
+        for (((message, part), from), buffer) in
+            messages.iter_mut().zip(&mut parts).zip(&mut from).zip(&mut self.buffers)
+        {
+            *part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            message.msg_hdr.msg_name = std::ptr::from_mut(from).cast();
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        let fetched = loop {
+            // SAFETY: each message points to one address and one part, each part to a buffer of the length it says, and all
+            // of them live through the call; the socket does not block.
+            let result = unsafe {
+                libc::recvmmsg(
+                    socket.as_raw_fd(),
+                    messages.as_mut_ptr(),
+                    BATCH as libc::c_uint,
+                    libc::MSG_DONTWAIT as _,
+                    std::ptr::null_mut(),
+                )
+            };
+            if let Ok(fetched) = usize::try_from(result) {
+                break fetched;
+            }
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(None),
+                Some(libc::EAGAIN) => return Ok(false),
                 Some(libc::EINTR) => continue,
                 _ => return Err(error),
             }
+        };
+        for ((copy, message), from) in self.copies.iter_mut().zip(&messages).zip(&from).take(fetched) {
+            // what did not fit is nothing we asked for: empty, no packet
+            let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+            *copy = (if whole { message.msg_len as usize } else { 0 }, from.sll_ifindex as u32);
         }
-        let length = result as usize;
-        if length <= buf.len()
-            && let Some((source, payload)) = parse(family, &buf[..length], from.sll_ifindex as u32)
-        {
-            return Ok(Some((source, payload)));
-        }
+        self.count = fetched;
+        Ok(fetched > 0)
     }
 }
 
