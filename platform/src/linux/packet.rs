@@ -64,13 +64,7 @@ impl InitiationTap {
         let v4 = open_socket(Family::V4, &filter(Family::V4, port, wanted)).map_err(tap)?;
         let v6 = open_socket(Family::V6, &filter(Family::V6, port, wanted)).map_err(tap)?;
         let epoll = epoll(&[&v4, &v6]).map_err(tap)?;
-        Ok(InitiationTap {
-            epoll,
-            v4,
-            v6,
-            batch: Mutex::new(Batch::default()),
-            drops: AtomicU64::new(0),
-        })
+        Ok(InitiationTap { epoll, v4, v6, batch: Mutex::new(Batch::default()), drops: AtomicU64::new(0) })
     }
 
     /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
