@@ -22,16 +22,16 @@ use crate::node;
 Examples:
   sudo peervpn connect PUBKEY@203.0.113.20:51820     the line that `peervpn exit` prints
   sudo peervpn connect \"PUBKEY@203.0.113.20:51820,[2001:db8::20]:51820\"
-                                                     several endpoints: the first that answers is used
+                                                     several endpoints: the first to answer
   sudo peervpn connect PUBKEY@vpn.example.org:51820 --allowed-ips 198.51.100.0/24
                                                      send only that network through the exit
   sudo peervpn connect PUBKEY@203.0.113.20:51820 --lockdown --no-lan
-                                                     nothing leaves this machine but through the exit, from now on
+                                                     nothing else leaves, from now on
   sudo peervpn connect PUBKEY@203.0.113.20:51820 --timeout 30 --retry 3
   sudo peervpn connect -                             join by an invite: paste it when asked")]
 pub(super) struct ConnectArgs {
-    /// The exit's connect string: PUBKEY@ENDPOINT[,ENDPOINT…], an endpoint being IPv4:port, [IPv6]:port or name:port
-    /// or an invite, better given as - (read from standard input), which keeps it out of the shell's history
+    /// The exit's connect string: PUBKEY@ENDPOINT[,ENDPOINT…], an endpoint being IPv4:port, [IPv6]:port or name:port.
+    /// Or an invite, better given as - (read from standard input), which keeps it out of the shell's history
     #[arg(value_name = "PUBKEY@ENDPOINT", required_unless_present = "invite_file")]
     target: Option<String>,
     /// Join by the invite in this file

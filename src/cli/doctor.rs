@@ -10,7 +10,7 @@ use crate::node::doctor::{self, Level, Report};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sudo peervpn doctor                                what would stop exit or connect here, and what mends it
+  sudo peervpn doctor                                what would stop a node here, and what mends it
   sudo peervpn doctor --json")]
 pub(super) struct DoctorArgs {
     /// Interface that the node would have

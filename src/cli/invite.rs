@@ -17,7 +17,7 @@ use crate::tunnel::qr::Qr;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sudo peervpn invite --name Ann                     one line; on Ann's machine: sudo peervpn connect -
+  sudo peervpn invite --name Ann                     one line; Ann types: sudo peervpn connect -
   sudo peervpn invite --expires 7d --reusable        for several people
   sudo peervpn invite --name phone --qr              for the WireGuard app: scan it from the screen
   sudo peervpn invite --name tv --wg-quick tv.conf   for anything else that speaks WireGuard

@@ -15,7 +15,7 @@ use crate::node::places;
 #[command(after_help = "\
 Examples:
   peervpn nattest                                    needs no privileges and changes nothing
-  peervpn nattest --port 51820                       ask about that port, which no node may hold meanwhile
+  peervpn nattest --port 51820                       ask about that port; no node may hold it
   peervpn nattest --stun-server stun.example.org:3478 --json
   peervpn nattest --lifetime                         up to ten minutes, with progress
 

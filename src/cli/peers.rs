@@ -76,7 +76,7 @@ Examples:
     /// Let a peer in by its key, and call it at its endpoint: opens the way through two strict NATs.
     #[command(after_help = "\
 Examples:
-  sudo peervpn peers add PUBKEY@198.51.100.7:40001      while the other side runs connect and shows this line
+  sudo peervpn peers add PUBKEY@198.51.100.7:40001      as the other side's connect shows it
   sudo peervpn peers add PUBKEY --name phone            a stock WireGuard app, by its public key")]
     Add {
         /// PUBKEY or PUBKEY@ENDPOINT, as the other side shows it

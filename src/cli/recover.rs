@@ -10,7 +10,7 @@ use crate::node;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sudo peervpn recover                               undo what a killed node left; a running one is left alone")]
+  sudo peervpn recover                               undo what killed nodes left, not running ones")]
 pub(super) struct RecoverArgs {}
 
 /// Puts the host back.

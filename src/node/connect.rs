@@ -189,7 +189,7 @@ async fn bring_up(
     let ready = closed.map_or_else(|| approach.protect(&mut ground.applier, options), Ok)?;
     let Protection { mut guard, carriers } = ready;
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
-    let (pace, mut monitor) = mapping::pace(&options.node);
+    let (pace, mut monitor) = mapping::pace(&options.node, out);
     let mut ask_stun = (!servers.is_empty()).then_some(if monitor.is_some() { Duration::ZERO } else { ASK_STUN });
     let mut mapping = None;
     let limit = options.timeout * options.retry.max(1);

@@ -240,7 +240,7 @@ async fn bring_up<'a>(
         admission.revoke(revoked.public_key);
     }
     let servers: &[String] = if options.node.no_stun { &[] } else { &options.node.stun_servers };
-    let (pace, monitor) = mapping::pace(&options.node);
+    let (pace, monitor) = mapping::pace(&options.node, out);
     let mapping = (!servers.is_empty())
         .then(|| MappingWatch::start(port, outer.mark(), servers, gathered.known(), pace))
         .transpose()?;

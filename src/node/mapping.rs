@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::alarm::{Alarm, Woken};
 use super::apply::Applier;
+use super::event::{Event as Said, Output};
 use super::stun::transaction_id;
 use crate::config::NodeOptions;
 use crate::nat::keeper::{Event, Keeper, Known, Pace};
@@ -173,9 +174,15 @@ impl Drop for MappingWatch {
 const MONITOR: Duration = Duration::from_secs(10);
 
 /// The keeper's pace, and `--monitor-nat` where it was asked for: each of its lines is then a measurement.
-pub fn pace(options: &NodeOptions) -> (Pace, Option<Monitor>) {
+pub fn pace(options: &NodeOptions, out: &mut dyn Output) -> (Pace, Option<Monitor>) {
     let interval = options.keeper_interval;
-    if !options.monitor_nat {
+    let nobody = options.no_stun || options.stun_servers.is_empty();
+    if options.monitor_nat && nobody {
+        out.event(&Said::Warning(
+            "no --monitor-nat: it asks STUN servers, and with --no-stun there are none".to_owned(),
+        ));
+    }
+    if !options.monitor_nat || nobody {
         return (Pace { interval, ask: false }, None);
     }
     let mut ticks = tokio::time::interval_at((Instant::now() + MONITOR).into(), MONITOR);

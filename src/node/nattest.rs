@@ -249,7 +249,8 @@ async fn discover(
         }
     }
     if !runs.iter().any(|(_, _, asked)| *asked) {
-        let why = trouble.unwrap_or_else(|| "none is configured".to_owned());
+        let none = if names == 0 { "none is configured" } else { "their names could not be looked up in time" };
+        let why = trouble.unwrap_or_else(|| none.to_owned());
         return Err(NattestError::NoServer(why));
     }
     let mut measured = [None, None];

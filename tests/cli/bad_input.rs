@@ -108,6 +108,26 @@ fn a_name_that_does_not_resolve() {
     golden_unchanged("unresolvable", &namespace, &place, &mut command);
 }
 
+/// The servers' names are known; what fails is to look them up.
+#[test]
+fn nattest_without_a_name_server() {
+    let Some(namespace) = Namespace::with_default_route("no-dns") else { return };
+    let place = Place::new("no-dns");
+    let mut command = namespace.command("unshare", &["-m", "sh", "-c"]);
+    // one that never answers
+    let script = format!(
+        "echo nameserver 192.0.2.53 > {dir}/resolv.conf && mount --bind {dir}/resolv.conf /etc/resolv.conf && \
+         exec {PEERVPN} nattest",
+        dir = place.dir.display()
+    );
+    command.arg(script);
+    place.environment(&mut command);
+    let output = finish(&mut command);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("no STUN server can be asked") && !said.contains("none is configured"), "{said}");
+}
+
 #[test]
 fn state_directory_not_writable() {
     let Some(namespace) = Namespace::with_default_route("read-only") else { return };

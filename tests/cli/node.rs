@@ -80,6 +80,17 @@ fn a_node_whose_readers_went_away_goes_on() {
     nothing_left(&place);
 }
 
+/// Nobody to ask, nothing to print every 10 s.
+#[test]
+fn monitoring_the_nat_without_stun_is_said_to_be_impossible() {
+    let Some(namespace) = Namespace::with_default_route("monitor") else { return };
+    let place = Place::new("monitor").with_key();
+    let (child, _) = start(&namespace, &place, &["exit", "--monitor-nat"]);
+    assert!(finish(&mut namespace.peervpn(&place, &["down"])).status.success());
+    let said = finish_child(child);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("no --monitor-nat"), "{said:?}");
+}
+
 /// `peervpn exit --json | (sleep 1000)`, or a terminal stopped with Ctrl-S.
 #[test]
 fn a_node_whose_readers_stall_goes_on() {
