@@ -83,6 +83,39 @@ fn askers_find_a_node_and_get_their_answers() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
+/// A pipe takes so much, then whoever writes waits.
+#[cfg(windows)]
+#[test]
+fn a_node_that_reads_nothing_is_not_waited_for() {
+    let (dir, interface) = place("r");
+    in_loop(async {
+        let (listener, entry) = Listener::bind(&dir, &interface).unwrap();
+        let long = vec![b'x'; 4 << 20];
+        let limit = Duration::from_millis(200);
+        let asker = std::thread::spawn({
+            let (dir, interface) = (dir.clone(), interface.clone());
+            move || control::ask(&dir, &interface, &long, MAX, limit)
+        });
+        let error = tokio::task::spawn_blocking(|| asker.join().unwrap()).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+        drop((listener, entry));
+    });
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// Nobody else can sit where a node is asked: neither before it nor beside it.
+#[cfg(windows)]
+#[test]
+fn a_name_is_listened_on_once() {
+    let (dir, interface) = place("o");
+    in_loop(async {
+        let (_listener, _entry) = Listener::bind(&dir, &interface).unwrap();
+        let error = Listener::bind(&dir, &interface).unwrap_err();
+        assert_eq!(error.kind(), Some(std::io::ErrorKind::PermissionDenied), "{error}");
+    });
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 #[test]
 fn a_silent_node_is_not_waited_for() {
     let (dir, interface) = place("s");

@@ -196,7 +196,7 @@ impl Words {
             System::Macos => {
                 "Kernel settings carry no mark: look at net.inet.ip.forwarding and net.inet6.ip6.forwarding"
             }
-            System::Windows => "Whatever we change here carries our mark, but a port mapping on a router",
+            System::Windows => "Whatever we change on Windows carries our mark",
         }
     }
 }

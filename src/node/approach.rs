@@ -19,6 +19,18 @@ use crate::join::connect::{Endpoint, Host};
 use crate::join::service::Settings;
 use crate::tunnel::mtu;
 
+/// How long STUN may hold up a connection. It is told of in [`super::connect`] when the exit does not answer.
+const FIRST_LIMIT: Duration = Duration::from_secs(1);
+
+/// Whether STUN is asked before WireGuard has the port, since its answers can't be heard afterwards. Elsewhere it is asked
+/// when the exit does not answer, beside WireGuard, and holds up nothing.
+fn asks_first(system: System) -> bool {
+    match system {
+        System::Linux | System::Macos => false,
+        System::Windows => true,
+    }
+}
+
 /// Everything that is known before a device is there; nothing is changed on the host yet.
 pub struct Approach {
     /// Ways to the exit, at least one.
@@ -29,6 +41,8 @@ pub struct Approach {
     pub numbers: Numbers,
     /// MTU of the tunnel in bytes.
     pub mtu: u32,
+    /// Our addresses as STUN servers saw that port, v4 first; none where they are asked later.
+    pub reflexive: Vec<SocketAddr>,
     addresses: TunnelAddresses,
     exit: Vec<IpAddr>,
     exit_has_v6: bool,
@@ -55,9 +69,14 @@ impl Approach {
     ) -> Result<Approach, Failure> {
         let candidates = candidates(&mut ground.applier, endpoints, out).await?;
         let mut port = options.node.port.unwrap_or(0);
+        let mut reflexive = Vec::new();
+        // behind a dead node's kill switch nobody would answer
+        let asks = asks_first(os::SYSTEM) && !options.node.no_stun && !ground.applier.closed();
+        let servers: &[String] = if asks { &options.node.stun_servers } else { &[] };
         // pf knows outer packets by their port
-        if port != 0 || os::SYSTEM == System::Macos {
-            port = super::stun::gather(port, &[], Duration::ZERO).await?.port;
+        if port != 0 || os::SYSTEM == System::Macos || !servers.is_empty() {
+            let gathered = super::stun::gather(port, servers, FIRST_LIMIT).await?;
+            (port, reflexive) = (gathered.port, gathered.reflexive());
         }
         let host = &mut ground.applier.host;
         let (rules, routes) = (host.rules()?, host.routes()?);
@@ -68,7 +87,7 @@ impl Approach {
         let way = way.unwrap_or(mtu::MIN).min(joined.map_or(u32::MAX, |joined| joined.mtu));
         let mtu = options.node.mtu.unwrap_or(way);
         let exit_has_v6 = joined.is_none_or(|joined| joined.ipv6);
-        Ok(Approach { candidates, port, numbers, mtu, addresses, exit: exit.to_vec(), exit_has_v6 })
+        Ok(Approach { candidates, port, numbers, mtu, reflexive, addresses, exit: exit.to_vec(), exit_has_v6 })
     }
 
     /// Looks at what the guard must know of the host.

@@ -207,7 +207,7 @@ async fn bring_up(
         }
         // giving up would open what the lockdown closes
         if started.elapsed() >= limit && !options.lockdown {
-            return Err(no_handshake(target, &candidates, limit, &own));
+            return Err(no_handshake(target, candidates, limit, &own));
         }
         if ask_stun.take_if(|after| started.elapsed() >= *after).is_some() {
             mapping = match MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace) {
@@ -225,7 +225,8 @@ async fn bring_up(
         if !said && started.elapsed() >= SAY_UNREACHABLE {
             said = true;
             let local = SocketAddr::new(candidates[asked].source, port);
-            out.event(&unreachable(&own, mapping.as_ref(), local, started.elapsed()));
+            let reflexive = mapping.as_ref().map_or_else(|| approach.reflexive.clone(), MappingWatch::reflexive);
+            out.event(&unreachable(&own, &reflexive, local, started.elapsed()));
         }
         // asking again forgets the handshake under way: twice the time for an exit that has begun to speak
         if turn.elapsed() >= ask_again * if heard { 2 } else { 1 } {
@@ -310,8 +311,7 @@ async fn bring_up(
 }
 
 /// After a few seconds without an answer: who we are, and what the exit's operator can do.
-fn unreachable(own: &PublicKey, mapping: Option<&MappingWatch>, local: SocketAddr, since: Duration) -> Event {
-    let reflexive = mapping.map(MappingWatch::reflexive).unwrap_or_default();
+fn unreachable(own: &PublicKey, reflexive: &[SocketAddr], local: SocketAddr, since: Duration) -> Event {
     let same_family = reflexive.iter().find(|r| r.is_ipv4() == local.is_ipv4()).or(reflexive.first());
     let (endpoint, beware) = match same_family {
         Some(reflexive) => (*reflexive, ""),

@@ -173,3 +173,46 @@ fn take(gather: &mut Gather, received: io::Result<(usize, SocketAddr)>, buffer: 
         Err(error) => tracing::debug!(%error, "STUN socket"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers binding requests for as long as the test runs.
+    fn server() -> SocketAddr {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; MAX_MESSAGE];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                if let Some(answer) = answer(&buffer[..length], from) {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        address
+    }
+
+    /// A success response with XOR-MAPPED-ADDRESS; RFC 8489 §5, §14.2.
+    fn answer(request: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
+        const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+        let SocketAddr::V4(from) = from else { return None };
+        let id = request.get(8..20)?;
+        let mut answer = vec![0x01, 0x01, 0, 12];
+        answer.extend(COOKIE);
+        answer.extend(id);
+        answer.extend([0, 0x20, 0, 8, 0, 1]);
+        answer.extend((from.port() ^ 0x2112).to_be_bytes());
+        answer.extend(from.ip().octets().iter().zip(COOKIE).map(|(byte, mask)| byte ^ mask));
+        Some(answer)
+    }
+
+    #[test]
+    fn the_port_is_asked_about_and_then_free() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let gathered = runtime.block_on(gather(0, &[server().to_string()], LIMIT)).unwrap();
+        assert_eq!(gathered.reflexive(), [SocketAddr::from(([127, 0, 0, 1], gathered.port))]);
+        // so that WireGuard can have it
+        udp::bind(Family::V4, gathered.port, None).unwrap();
+    }
+}

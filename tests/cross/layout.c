@@ -1,4 +1,5 @@
-/* The numbers that platform/src/wireguard_nt.rs asserts of its own structures, held against the published header:
+/* The numbers that platform/src/wireguard_nt.rs asserts of its own structures (no others: the rest of Windows' are windows-sys', which are
+ * Microsoft's), held against the published header:
  * x86_64-w64-mingw32-gcc -fsyntax-only -I vendor/wireguard-nt tests/cross/layout.c */
 #include <stddef.h>
 #include "wireguard.h"

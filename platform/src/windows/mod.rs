@@ -10,8 +10,12 @@
 //! port would forward every packet in user space; and a WFP callout is a kernel driver, which needs Microsoft's signature.
 //! So `exit` says that it is unsupported, and there is no tap for initiations.
 //!
-//! **STUN after the handoff.** The same socket would be needed to hear the answers. STUN asks before WireGuardNT has the
-//! port, and is not repeated; WireGuard's own keepalive holds a connected node's mapping.
+//! **STUN after the handoff.** The same socket would be needed to hear the answers. So `connect` asks from WireGuard's port
+//! before WireGuardNT has it (`node/approach.rs`), for a second at most, and does not repeat it: WireGuard's own
+//! initiations, later its keepalive, hold that mapping.
+//!
+//! **Which files other processes have open.** Nobody tells; so a node says that it runs (`control.rs`, `nodes`), for a
+//! `recover` with other directories.
 
 use std::sync::Arc;
 
@@ -28,6 +32,7 @@ mod interface;
 mod nrpt;
 pub mod places;
 pub(crate) mod private;
+pub mod process;
 pub mod ready;
 mod route;
 mod security;
@@ -41,7 +46,7 @@ mod wireguard;
 
 pub use absent::{
     Timer, USUAL_DEVICE, UapiListener, confine, confine_thread, for_device, launch, legacy_tables, listening_ports,
-    notify, output, packet, port_holder, process, raw, reachable, tun_available, watchdog, writable,
+    notify, output, packet, port_holder, raw, reachable, tun_available, watchdog, writable,
 };
 pub use clock::local_time;
 pub use elevation::privileged;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{ERROR_SHARING_VIOLATION, GENERIC_READ, GENERIC_WRITE, INVALID_HANDLE_VALUE};
 use windows_sys::Win32::Storage::FileSystem::{
-    CREATE_NEW, CreateDirectoryW, CreateFileW, FILE_ATTRIBUTE_NORMAL, FILE_FLAG_OPEN_REPARSE_POINT, FILE_SHARE_READ,
-    FILE_SHARE_WRITE, OPEN_ALWAYS,
+    CREATE_NEW, CreateDirectoryW, CreateFileW, DELETE, FILE_ATTRIBUTE_NORMAL, FILE_FLAG_DELETE_ON_CLOSE,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE, OPEN_ALWAYS,
 };
 
 use super::security::{self, Descriptor, Standing};
@@ -51,16 +51,30 @@ pub(crate) fn check_dir(path: &Path) -> io::Result<()> {
 
 /// Opens a file for reading and writing that only the three may use when it is new.
 fn open_private(path: &Path, share: u32, how: u32) -> io::Result<File> {
+    open_private_with(path, share, how, 0)
+}
+
+/// A file that is there for as long as it is open, in this process, and that nobody else opens for writing meanwhile.
+pub(super) fn open_held(path: &Path) -> io::Result<File> {
+    open_private_with(path, FILE_SHARE_READ | FILE_SHARE_DELETE, OPEN_ALWAYS, FILE_FLAG_DELETE_ON_CLOSE)
+}
+
+/// Whether somebody has that file open so.
+pub(super) fn is_held(path: &Path) -> bool {
+    matches!(careful().write(true).open(path), Err(error) if in_use(&error))
+}
+
+fn open_private_with(path: &Path, share: u32, how: u32, flags: u32) -> io::Result<File> {
     let descriptor = Descriptor::parse(security::OBJECT)?;
     // SAFETY: a path that ends with zero, and attributes whose descriptor lives through the call.
     let handle = unsafe {
         CreateFileW(
             wide(path).as_ptr(),
-            GENERIC_READ | GENERIC_WRITE,
+            GENERIC_READ | GENERIC_WRITE | if flags & FILE_FLAG_DELETE_ON_CLOSE != 0 { DELETE } else { 0 },
             share,
             &descriptor.attributes(),
             how,
-            FILE_ATTRIBUTE_NORMAL | FILE_FLAG_OPEN_REPARSE_POINT,
+            FILE_ATTRIBUTE_NORMAL | FILE_FLAG_OPEN_REPARSE_POINT | flags,
             null_mut(),
         )
     };
