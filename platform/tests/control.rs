@@ -1,6 +1,7 @@
 //! The control socket (on Windows a named pipe) as a node and its askers use it, and what wakes an event loop.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use peervpn_platform::os::control::{self, Entry, Listener};
@@ -14,6 +15,16 @@ fn place(name: &str) -> (PathBuf, String) {
     let interface = format!("{name}{}", std::process::id());
     let dir = std::env::temp_dir().join(format!("peervpn-control-{interface}"));
     (dir, interface)
+}
+
+/// All of the answer.
+fn ask(dir: &Path, interface: &str, line: &[u8], max: u64, limit: Duration) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    control::ask(dir, interface, line, max, limit, &mut |piece| {
+        answer.extend_from_slice(piece);
+        Ok(())
+    })?;
+    Ok(answer)
 }
 
 fn in_loop<T>(future: impl Future<Output = T>) -> T {
@@ -44,8 +55,8 @@ async fn serve(mut listener: Listener, entry: Entry) {
 fn askers_find_a_node_and_get_their_answers() {
     let (dir, interface) = place("t");
     assert!(control::running(&dir).is_empty());
-    let nobody = control::ask(&dir, &interface, b"x\n", MAX, LIMIT).unwrap_err();
-    assert_eq!(nobody.kind(), std::io::ErrorKind::NotFound, "{nobody}");
+    let nobody = ask(&dir, &interface, b"x\n", MAX, LIMIT).unwrap_err();
+    assert_eq!(nobody.kind(), io::ErrorKind::NotFound, "{nobody}");
 
     let (ready, started) = std::sync::mpsc::channel();
     let node = std::thread::spawn({
@@ -66,14 +77,17 @@ fn askers_find_a_node_and_get_their_answers() {
             let (dir, interface) = (&dir, &interface);
             scope.spawn(move || {
                 let long = format!("{n}{}\n", "x".repeat(if n == 0 { 60_000 } else { n }));
-                let answer = control::ask(dir, interface, long.as_bytes(), MAX, LIMIT).unwrap();
+                let answer = ask(dir, interface, long.as_bytes(), MAX, LIMIT).unwrap();
                 assert_eq!(String::from_utf8(answer).unwrap(), format!("echo {long}"));
             });
         }
     });
     // no more of an answer is read than was asked for
-    assert_eq!(control::ask(&dir, &interface, b"bounded\n", 7, LIMIT).unwrap(), b"echo bo");
-    assert_eq!(control::ask(&dir, &interface, b"stop\n", MAX, LIMIT).unwrap(), b"echo stop\n");
+    assert_eq!(ask(&dir, &interface, b"bounded\n", 7, LIMIT).unwrap(), b"echo bo");
+    // and none once nobody wants it
+    let unwanted = control::ask(&dir, &interface, b"x\n", MAX, LIMIT, &mut |_| Err(io::ErrorKind::BrokenPipe.into()));
+    assert_eq!(unwanted.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!(ask(&dir, &interface, b"stop\n", MAX, LIMIT).unwrap(), b"echo stop\n");
     node.join().unwrap();
     assert!(control::running(&dir).is_empty());
 
@@ -123,11 +137,11 @@ fn a_silent_node_is_not_waited_for() {
         let (mut listener, entry) = Listener::bind(&dir, &interface).unwrap();
         let asker = std::thread::spawn({
             let (dir, interface) = (dir.clone(), interface.clone());
-            move || control::ask(&dir, &interface, b"hello\n", MAX, Duration::from_millis(200))
+            move || ask(&dir, &interface, b"hello\n", MAX, Duration::from_millis(200))
         });
         let stream = listener.accept().await.unwrap();
         let error = tokio::task::spawn_blocking(|| asker.join().unwrap()).await.unwrap().unwrap_err();
-        assert!(matches!(error.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock), "{error}");
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
         drop(stream);
         drop(entry);
     });

@@ -1,5 +1,6 @@
 //! `peervpn status`.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use clap::Args;
@@ -33,19 +34,28 @@ pub(super) struct StatusArgs {
 pub(super) fn run(args: &StatusArgs, context: &Context) -> Outcome {
     loop {
         if context.json {
-            let (nodes, failure) = ask(args, context, &|interface| control::status_json(&context.places, interface));
-            let written = terminal::to_stdout(|out| nodes.iter().try_for_each(|node| writeln!(out, "{node}")));
-            if nodes.is_empty() || !args.watch || !written {
-                return failure.map_or(Ok(()), Err);
+            let (mut some, mut result) = (false, Ok(()));
+            let written = terminal::to_stdout(|out| {
+                let (nodes, failure) =
+                    ask(args, context, &mut |interface| control::status_json(&context.places, interface, out));
+                some = !nodes.is_empty();
+                result = failure.map_or(Ok(()), Err);
+                if nodes.contains(&false) { Err(ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+            });
+            if !some || !args.watch || !written {
+                return result;
             }
             std::thread::sleep(EVERY);
             continue;
         }
-        let (nodes, failure) =
-            ask(args, context, &|interface| match control::request(&context.places, interface, &Request::Status)? {
-                Response::Status(status) => Ok(status),
-                other => Err(super::unexpected(other)),
-            });
+        let (nodes, failure) = ask(args, context, &mut |interface| match control::request(
+            &context.places,
+            interface,
+            &Request::Status,
+        )? {
+            Response::Status(status) => Ok(status),
+            other => Err(super::unexpected(other)),
+        });
         if nodes.is_empty() {
             return failure.map_or(Ok(()), Err);
         }
@@ -72,7 +82,7 @@ pub(super) fn run(args: &StatusArgs, context: &Context) -> Outcome {
 fn ask<S>(
     args: &StatusArgs,
     context: &Context,
-    one: &dyn Fn(Option<&str>) -> Result<S, Failure>,
+    one: &mut dyn FnMut(Option<&str>) -> Result<S, Failure>,
 ) -> (Vec<S>, Option<Failure>) {
     let interfaces = match &args.interface {
         Some(interface) => vec![Some(interface.clone())],

@@ -167,6 +167,12 @@ impl Admission {
         }
     }
 
+    /// Makes room for so many peers at once.
+    pub fn reserve(&mut self, peers: usize) {
+        self.known.reserve(peers);
+        self.holders.reserve(peers);
+    }
+
     /// Makes a key a peer: at start from the peers file, and after each installation. Lifts a revocation.
     pub fn know(&mut self, key: PublicKey, addresses: TunnelAddresses) {
         self.forget(&key);

@@ -2,6 +2,7 @@
 //! each way.
 //! `status`, `peers` and `down` speak to it.
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -463,21 +464,32 @@ pub fn meant(places: &Places, interface: Option<&str>) -> Result<String, Failure
 
 /// Asks the node on the interface that is [`meant`].
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
-    let (interface, line) = asked(places, interface, request)?;
+    let mut line = Zeroizing::new(Vec::new());
+    let interface = asked(places, interface, request, &mut |piece| {
+        line.extend_from_slice(piece);
+        Ok(())
+    })?;
     parse(&interface, &line)
 }
 
-/// The [`Status`] of the node on this interface as JSON, in the node's own words: thousands of peers need not be read and
-/// written once more to be passed on.
-pub fn status_json(places: &Places, interface: Option<&str>) -> Result<String, Failure> {
-    let (interface, mut line) = asked(places, interface, &Request::Status)?;
-    if line.starts_with(STATUS_HEAD) && line.ends_with(b"}\n") {
-        line.truncate(line.len() - 2);
-        line.drain(..STATUS_HEAD.len());
-        return String::from_utf8(line).map_err(|_| Failure::new("the running node's answer is no text", "try again"));
+/// Writes the [`Status`] of the node on this interface as a line of JSON, in the node's own words and as they come:
+/// thousands of peers need not be read, kept and written once more to be passed on. `false` if `out` takes no more.
+pub fn status_json(places: &Places, interface: Option<&str>, out: &mut dyn Write) -> Result<bool, Failure> {
+    let mut passing = Passing { out, held: Vec::new(), begun: false, gone: false };
+    let asked = asked(places, interface, &Request::Status, &mut |piece| passing.take(piece));
+    let Passing { out, held, begun, gone } = passing;
+    if gone {
+        return Ok(false);
     }
-    match parse(&interface, &line)? {
-        Response::Status(status) => Ok(serde_json::to_string(&status).expect("string keys only")),
+    let interface = asked?;
+    if begun && held == STATUS_TAIL {
+        return Ok(out.write_all(b"\n").is_ok());
+    }
+    match parse(&interface, &held)? {
+        Response::Status(status) if !begun => {
+            let line = serde_json::to_string(&status).expect("string keys only");
+            Ok(writeln!(out, "{line}").is_ok())
+        }
         other => Err(Failure::new(
             format!("the running node gave an answer to another question: {other:?}"),
             "update the program that runs the node, or this one: they are of different versions",
@@ -485,26 +497,60 @@ pub fn status_json(places: &Places, interface: Option<&str>) -> Result<String, F
     }
 }
 
-/// How an answer to [`Request::Status`] begins.
+/// How an answer to [`Request::Status`] begins, and how it ends.
 const STATUS_HEAD: &[u8] = br#"{"response":"status","answer":"#;
+const STATUS_TAIL: &[u8] = b"}\n";
 
-/// The interface that is [`meant`], and the line that its node answers.
-fn asked(places: &Places, interface: Option<&str>, request: &Request) -> Result<(String, Vec<u8>), Failure> {
+/// What stands between the head and the tail, on its way out.
+struct Passing<'a> {
+    out: &'a mut dyn Write,
+    /// What may not be passed on yet: all of another answer, of this one what may be its tail.
+    held: Vec<u8>,
+    /// The head was there.
+    begun: bool,
+    /// Nobody reads any more.
+    gone: bool,
+}
+
+impl Passing<'_> {
+    fn take(&mut self, piece: &[u8]) -> std::io::Result<()> {
+        self.held.extend_from_slice(piece);
+        if !self.begun && self.held.starts_with(STATUS_HEAD) {
+            self.begun = true;
+            self.held.drain(..STATUS_HEAD.len());
+        }
+        if self.begun && self.held.len() > STATUS_TAIL.len() {
+            let passed = self.held.len() - STATUS_TAIL.len();
+            self.out.write_all(&self.held[..passed]).inspect_err(|_| self.gone = true)?;
+            self.held.drain(..passed);
+        }
+        Ok(())
+    }
+}
+
+/// Asks the interface that is [`meant`]; hands on the line that its node answers, piece by piece. Returns the interface.
+fn asked(
+    places: &Places,
+    interface: Option<&str>,
+    request: &Request,
+    take: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<String, Failure> {
     let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
     bytes.push(b'\n');
-    let ask = |interface: &str| os::control::ask(&places.run_dir, interface, &bytes, MAX_ANSWER, ANSWER_LIMIT);
+    let mut ask =
+        |interface: &str| os::control::ask(&places.run_dir, interface, &bytes, MAX_ANSWER, ANSWER_LIMIT, &mut *take);
     // one socket is the usual case: its node is asked right away, not first whether it runs
     if let (None, [only]) = (interface, listed(places).as_slice()) {
         match ask(only) {
             Err(error) if is_gone(&error) => {}
             answer => {
-                return answer.map_err(|error| refused(places, only, request, error)).map(|line| (only.clone(), line));
+                return answer.map_err(|error| refused(places, only, request, error)).map(|()| only.clone());
             }
         }
     }
     let interface = meant(places, interface)?;
     match ask(&interface) {
-        Ok(line) => Ok((interface, line)),
+        Ok(()) => Ok(interface),
         Err(error) => Err(refused(places, &interface, request, error)),
     }
 }
@@ -629,9 +675,26 @@ mod tests {
             kill_switch: None,
             initiations: None,
         };
-        let line = serde_json::to_vec(&Response::Status(status.clone())).unwrap();
-        let own_words = line.strip_prefix(STATUS_HEAD).and_then(|rest| rest.strip_suffix(b"}")).unwrap();
-        assert_eq!(own_words, serde_json::to_vec(&status).unwrap());
+        let mut line = serde_json::to_vec(&Response::Status(status.clone())).unwrap();
+        line.push(b'\n');
+        // wherever it is cut into pieces
+        for size in 1..=line.len() {
+            let mut out = Vec::new();
+            let mut passing = Passing { out: &mut out, held: Vec::new(), begun: false, gone: false };
+            line.chunks(size).for_each(|piece| passing.take(piece).unwrap());
+            assert!(passing.begun && passing.held == STATUS_TAIL, "pieces of {size}");
+            assert_eq!(out, serde_json::to_vec(&status).unwrap(), "pieces of {size}");
+        }
         assert_eq!(parse("peervpn0", &line).unwrap(), Response::Status(status));
+    }
+
+    #[test]
+    fn another_answer_than_a_status_is_not_passed_on() {
+        let mut out = Vec::new();
+        let mut passing = Passing { out: &mut out, held: Vec::new(), begun: false, gone: false };
+        let line = br#"{"response":"failed","answer":{"error":"no","hint":null}}"#;
+        line.chunks(5).for_each(|piece| passing.take(piece).unwrap());
+        assert!(!passing.begun && passing.held == line);
+        assert!(out.is_empty());
     }
 }

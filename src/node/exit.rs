@@ -50,6 +50,8 @@ use crate::tunnel::{self, mtu};
 /// WireGuard's customary port, and how many after it are tried when the user named none.
 pub(super) const FIRST_PORT: u16 = 51820;
 const PORTS_TRIED: u16 = 10;
+/// So many routes are kept in memory at once.
+const ROUTES: usize = 2000;
 
 /// Runs `exit` to its end.
 pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
@@ -94,6 +96,8 @@ struct Exit<'a> {
     store: PeerStore,
     /// Where the store is kept.
     peers: PeersFile,
+    /// Someone was called, or asked: peers' endpoints may be others than those in the store.
+    met: bool,
     /// Who waited and who was denied, as it stands in the file.
     waiting: Waiting,
     /// The control service on our tunnel addresses.
@@ -168,6 +172,8 @@ async fn bring_up<'a>(
     let wireguard = ground
         .create_device(&config, &addresses.to_vec(), mtu)
         .map_err(|failure| if failure.message.contains("in use") { port_in_use(port) } else { failure })?;
+    // of thousands of peers it takes megabytes
+    drop(config);
 
     let resolver = dns::Resolver::new(&options.dns, out);
     let lan = traffic::lan(&mut ground.applier)?;
@@ -196,12 +202,16 @@ async fn bring_up<'a>(
         }
     }
     let ipv6 = ground.applier.ipv6;
-    let routes: Vec<_> = store
+    let mut routes = store
         .peers()
         .flat_map(|peer| admit::routes(&interface, &peer.tunnel_addresses, ipv6))
         .chain(store.invites().map(|invite| invites::route_to_door(&interface, invite)))
-        .collect();
-    ground.applier.host.add_routes(&routes)?;
+        .peekable();
+    while routes.peek().is_some() {
+        let some: Vec<_> = routes.by_ref().take(ROUTES).collect();
+        ground.applier.host.add_routes(&some)?;
+    }
+    drop(routes);
     ground.applier.verify()?;
 
     let tap = Watched::new(tap)?;
@@ -233,6 +243,7 @@ async fn bring_up<'a>(
         out.event(&Event::Warning("anyone who has the connect string can use this exit (--accept any)".to_owned()));
     }
     let mut admission = Admission::new(options.accept, public_key);
+    admission.reserve(store.peers().len());
     for peer in store.peers() {
         admission.know(peer.public_key, peer.tunnel_addresses);
     }
@@ -245,6 +256,7 @@ async fn bring_up<'a>(
         .then(|| MappingWatch::start(port, outer.mark(), servers, gathered.known(), pace))
         .transpose()?;
     invites::know_slots(&mut admission, &store);
+    let met = store.peers().any(|peer| peer.endpoint.is_some());
     let waiting = state::waiting(places);
     manage::recall_waiting(&mut admission, &waiting);
     let mut exit = Exit {
@@ -278,6 +290,7 @@ async fn bring_up<'a>(
         wireguard,
         store,
         peers,
+        met,
         waiting,
         resolver,
     };
@@ -436,6 +449,9 @@ impl Exit<'_> {
 
     /// Where peers are now, so that a restart can call them instead of waiting for them.
     fn remember_endpoints(&mut self) {
+        if !self.met {
+            return;
+        }
         let Ok(state) = self.wireguard.state(&self.options.node.interface) else { return };
         let now: Vec<(_, SocketAddr)> =
             state.peers.iter().filter_map(|p| Some((crate::key::PublicKey(p.public_key), p.endpoint?))).collect();

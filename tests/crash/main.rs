@@ -27,6 +27,7 @@ mod topology;
 
 mod journal;
 mod matrix;
+mod peers;
 mod random;
 mod redemption;
 mod victim;

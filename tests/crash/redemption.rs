@@ -1,7 +1,6 @@
 //! SIGKILL on either side at every step of an invite's redemption: asking again with the same invite always ends it.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use peervpn::join::peers::PeerStore;
@@ -10,7 +9,7 @@ use crate::lab_tests;
 use crate::node::Node;
 use crate::record::patience;
 use crate::topology::{Lab, Nat};
-use crate::victim::killer;
+use crate::victim::{Tracer, killer};
 
 /// The joining side: files, UAPI and netlink, the control service's connection.
 const PEER_CALLS: [&str; 7] = ["fsync", "rename", "connect", "sendto", "sendmsg", "recvfrom", "write"];
@@ -52,36 +51,6 @@ fn known_to_exit(lab: &Lab) -> (usize, usize) {
     let file = fs::read(lab.exit.dir.join("state/peers.json")).expect("a peers file");
     let store = PeerStore::parse(&file).expect("a peers file that reads");
     (store.peers().len(), store.invites().filter(|invite| invite.redeemed.is_empty()).count())
-}
-
-/// strace on a running process, which it kills as it enters its `n`th call of that name from now on.
-struct Tracer(Child);
-
-impl Tracer {
-    fn attach(pid: u32, call: &str, n: u32) -> Tracer {
-        let mut args = killer(call, n);
-        args.retain(|arg| arg != "-D");
-        let mut command = Command::new(&args[0]);
-        command.args(&args[1..]).args(["-p", &pid.to_string()]).stdin(Stdio::null()).stderr(Stdio::null());
-        let tracer = Tracer(command.spawn().expect("start strace"));
-        let limit = Instant::now() + patience(10);
-        let traced = || {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-        };
-        while !traced() {
-            assert!(Instant::now() < limit, "strace does not attach to {pid}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        tracer
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 lab_tests! {

@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::node::Node;
+use crate::record::patience;
 use crate::snapshot::{Snapshot, assert_unchanged};
 use crate::topology::{Lab, Nat, Plan, Site};
 
@@ -205,4 +207,35 @@ pub fn killer(call: &str, n: u32) -> Vec<String> {
     ["strace", "-D", "-qq", "-o", "/dev/null", "-e", &trace, "-e", "signal=none", "-e", &inject]
         .map(str::to_owned)
         .to_vec()
+}
+
+/// strace on a running process, which it kills as it enters its `n`th call of that name from now on.
+pub struct Tracer(Child);
+
+impl Tracer {
+    /// Returns once it is attached.
+    pub fn attach(pid: u32, call: &str, n: u32) -> Tracer {
+        let mut args = killer(call, n);
+        args.retain(|arg| arg != "-D");
+        let mut command = Command::new(&args[0]);
+        command.args(&args[1..]).args(["-p", &pid.to_string()]).stdin(Stdio::null()).stderr(Stdio::null());
+        let tracer = Tracer(command.spawn().expect("start strace"));
+        let limit = Instant::now() + patience(10);
+        let traced = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        };
+        while !traced() {
+            assert!(Instant::now() < limit, "strace does not attach to {pid}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        tracer
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

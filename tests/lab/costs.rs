@@ -1,7 +1,12 @@
 //! What a node asks of the kernel, counted by strace(1): what must not grow unnoticed, and no clock would show.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use peervpn::join::address::peer_addresses;
+use peervpn::join::peers::{How, Peer, PeerStore};
+use peervpn::key::PublicKey;
 
 use crate::node::Node;
 use crate::record::{self, patience};
@@ -100,6 +105,47 @@ lab_tests! {
         let count = |words: &str| calls.iter().filter(|(_, call)| call.contains(words)).count();
         let list = calls.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>().join("\n");
         assert_eq!((count("connect("), count("execve"), count("clone")), (1, 1, 0), "{list}");
+    }
+
+    /// What is written does not grow with the peers that are there.
+    fn a_change_of_a_peer_is_one_line_however_many_there_are("strace") {
+        let mut lab = Lab::without_stun(Nat::Open, &[]);
+        let state = lab.exit.dir.join("state");
+        std::fs::DirBuilder::new().mode(0o700).create(&state).expect("a state directory");
+        let key = |number: u32| {
+            let mut key = PublicKey([13; 32]);
+            key.0[..4].copy_from_slice(&number.to_be_bytes());
+            key
+        };
+        let written = [10, 1000].map(|many| {
+            let mut store = PeerStore::default();
+            for number in 0..many {
+                let addresses = peer_addresses(&PublicKey([1; 32]), &key(number));
+                // two of a thousand may collide
+                let _ = store.add(Peer::new(key(number), addresses, How::Added, 1));
+            }
+            std::fs::write(state.join("peers.json"), store.to_json().as_bytes()).expect("write the peers file");
+            let trace = Trace::of(&mut lab.exit, "write,writev,pwrite64,rename,renameat,renameat2,fsync,fdatasync");
+            let (mut exit, _) = open_exit(&lab, &["--no-stun"]);
+            lab.exit.under.clear();
+            // the first one also opens the file
+            lab.exit.run_ok(&["peers", "add", &key(5000).to_string()]);
+            let before = trace.calls().len();
+            lab.exit.run_ok(&["peers", "add", &key(5001).to_string()]);
+            lab.exit.run_ok(&["peers", "revoke", &key(5001).to_string()]);
+            let calls: Vec<String> = trace.calls().split_off(before).into_iter().map(|(_, call)| call).collect();
+            lab.exit.run_ok(&["down"]);
+            exit.stopped();
+            let stored: Vec<&String> = calls.iter().filter(|call| call.contains("/state/")).collect();
+            let list = || calls.join("\n");
+            let count = |name: &str| stored.iter().filter(|call| call.starts_with(name)).count();
+            assert_eq!((count("write("), count("fdatasync("), stored.len()), (2, 2, 4), "{}", list());
+            let bytes = |call: &&String| call.rsplit_once(" = ")?.1.split(' ').next()?.parse::<usize>().ok();
+            stored.iter().filter(|call| call.starts_with("write(")).filter_map(bytes).sum::<usize>()
+        });
+        println!("{} bytes written to add and revoke a peer beside 10, {} beside 1000", written[0], written[1]);
+        // an address is as long as its digits
+        assert!((100..500).contains(&written[0]) && written[0].abs_diff(written[1]) < 64, "{written:?}");
     }
 
     /// Between two of its wake-ups there is no other, although the answers come.

@@ -54,16 +54,38 @@ impl Drop for Entry {
 }
 
 /// Bytes read at once: what a node says of thousands of peers takes megabytes.
-const LONG: usize = 256 << 10;
+const LONG: usize = 64 << 10;
 
-/// Asks a node: sends one line, returns the line it answers (at most `max` bytes of it), waits no longer than `limit`.
-pub fn ask(run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Duration) -> io::Result<Vec<u8>> {
+/// Asks a node: sends one line, hands on the line that it answers (at most `max` bytes of it) piece by piece as it comes,
+/// and waits no longer than `limit` for the next one. An error of `take` is ours.
+pub fn ask(
+    run_dir: &Path,
+    interface: &str,
+    line: &[u8],
+    max: u64,
+    limit: Duration,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut stream = UnixStream::connect(path(run_dir, interface))?;
     stream.set_read_timeout(Some(limit))?;
     stream.write_all(line)?;
-    let mut answer = Vec::new();
-    io::BufReader::with_capacity(LONG, stream.take(max)).read_until(b'\n', &mut answer)?;
-    Ok(answer)
+    let mut answer = io::BufReader::with_capacity(LONG, stream.take(max));
+    loop {
+        let piece = match answer.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let end = piece.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let length = end.unwrap_or(piece.len());
+        if length == 0 {
+            return Ok(());
+        }
+        take(&piece[..length])?;
+        answer.consume(length);
+        if end.is_some() {
+            return Ok(());
+        }
+    }
 }
 
 /// Interfaces that have a control socket, a dead node's among them; sorted.

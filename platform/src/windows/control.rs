@@ -139,8 +139,16 @@ fn instance(name: &str, descriptor: &Descriptor, first: bool) -> io::Result<Name
     unsafe { options.create_with_security_attributes_raw(name, (&raw mut attributes).cast()) }
 }
 
-/// Asks a node: sends one line, returns the line it answers (at most `max` bytes of it), waits no longer than `limit`.
-pub fn ask(_run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Duration) -> io::Result<Vec<u8>> {
+/// Asks a node: sends one line, hands on the line that it answers (at most `max` bytes of it), waits no longer than
+/// `limit`. An error of `take` is ours.
+pub fn ask(
+    _run_dir: &Path,
+    interface: &str,
+    line: &[u8],
+    max: u64,
+    limit: Duration,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let name = name(interface);
     let deadline = Instant::now() + limit;
     let mut pipe = loop {
@@ -166,7 +174,8 @@ pub fn ask(_run_dir: &Path, interface: &str, line: &[u8], max: u64, limit: Durat
         };
         let _ = sender.send(ask());
     });
-    answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|_| io::ErrorKind::TimedOut)?
+    let left = deadline.saturating_duration_since(Instant::now());
+    take(&answer.recv_timeout(left).map_err(|_| io::ErrorKind::TimedOut)??)
 }
 
 /// Interfaces that have a control pipe, a dead node's among them; sorted.

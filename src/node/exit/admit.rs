@@ -145,6 +145,8 @@ impl Exit<'_> {
         applier: &mut Applier,
         out: &mut dyn Output,
     ) {
+        // WireGuard may heed it even if we don't
+        self.met = true;
         let settled = |key: &PublicKey| self.admission.is_settled(key);
         let key = match self.checker.check(payload, source, now, settled) {
             Verdict::Valid { key } | Verdict::Settled { key } => key,
@@ -416,6 +418,7 @@ impl Exit<'_> {
             let (key, tunnel_addresses) = (peer.public_key, peer.tunnel_addresses);
             self.admission.know(key, tunnel_addresses);
             if called(peer).is_some() {
+                self.met = true;
                 self.keepalives.called(&key);
             } else if initiation.is_some() {
                 self.keepalives.heard(key, Instant::now());

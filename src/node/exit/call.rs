@@ -96,6 +96,7 @@ impl Exit<'_> {
             Some(_) => {
                 if let Some(name) = name {
                     self.store.rename(&key, Some(name))?;
+                    self.peers.keep(&mut self.store)?;
                 }
             }
             None => {
@@ -115,6 +116,7 @@ impl Exit<'_> {
             if !new {
                 (call.turn, call.next) = (0, Instant::now());
             }
+            self.met = true;
             self.calls.push(call);
             self.call(applier);
         }
