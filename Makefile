@@ -75,6 +75,7 @@ BENCH_BIN := $(or $(CARGO_TARGET_DIR),target)/bench
 bench: release ## what it costs beside others, as a table and a plot (tests/bench/results, README)
 	$(SUDO) tests/install-deps.sh --bench
 	$(CARGO) build --locked --example crowd
+	$(CARGO) bench --locked --no-run --bench micro
 	CARGO_TARGET_DIR=$(BENCH_BIN)/build $(CARGO) install --locked --quiet --root $(BENCH_BIN) $(BENCH_RIVALS)
 	$(ROOT_ENV) tests/bench/run $(ARGS)
 

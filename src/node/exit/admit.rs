@@ -372,7 +372,10 @@ impl Exit<'_> {
         let configs = peers.iter().map(|peer| device_peer(peer, called(peer))).collect();
         // before the device knows them: whatever handshake comes from here on is an answer
         let under_way = self.calls.len() + peers.len() - 1;
-        let call = |peer: &Peer| Some(Call::new(peer.public_key, vec![endpoint(peer)?], under_way));
+        let call = |peer: &Peer| {
+            let call = Call::new(peer.public_key, vec![endpoint(peer)?], under_way);
+            Some(if initiation.is_some() { call.unless_answered() } else { call })
+        };
         let calls: Vec<Call> = peers.iter().filter_map(call).collect();
         let new_routes: Vec<Route> =
             peers.iter().flat_map(|peer| routes(&interface, &peer.tunnel_addresses, applier.ipv6)).collect();
