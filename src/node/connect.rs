@@ -56,7 +56,7 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
     let target = Target::parse(&options.target).map_err(|failure| failure.host("unchanged"))?;
     block_on(async {
         let mut signals = StopSignals::install()?;
-        let (target, mut joined, invite) = match target {
+        let (mut target, mut joined, invite) = match target {
             Target::Exit(target) => {
                 let joined = super::state::exits(places)?.settings(&target.key).cloned();
                 (target, joined, None)
@@ -80,7 +80,8 @@ pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> R
         }
         let up = async {
             if let (Some(invite), None) = (&invite, &joined) {
-                joined = Some(redeem::redeem(&mut ground, invite, options, places, out).await?);
+                let (settings, endpoints) = redeem::redeem(&mut ground, invite, options, places, out).await?;
+                (joined, target.endpoints) = (Some(settings), endpoints);
             }
             bring_up(&mut ground, &target, joined.as_ref(), options, out).await
         };

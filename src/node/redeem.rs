@@ -22,6 +22,7 @@ use super::{Ground, exit_route, service, state};
 use crate::config::{ConnectOptions, Places};
 use crate::error::Failure;
 use crate::join::address::{TunnelAddresses, exit_addresses, peer_addresses};
+use crate::join::connect::Endpoint;
 use crate::join::invite::{Invite, InviteError};
 use crate::join::service::{Answer, Refusal, Request, Settings, proof};
 use crate::tunnel::{self, mtu};
@@ -42,14 +43,15 @@ pub(super) fn joined(invite: &Invite, places: &Places) -> Result<Option<Settings
     Ok(None)
 }
 
-/// Joins the exit by the invite. A host that is to be closed is so before the exit is asked, and afterwards.
+/// Joins the exit by the invite. A host that is to be closed is so before the exit is asked, and afterwards: names cannot
+/// be looked up again then, so it also returns what they stood for.
 pub(super) async fn redeem(
     ground: &mut Ground,
     invite: &Invite,
     options: &ConnectOptions,
     places: &Places,
     out: &mut dyn Output,
-) -> Result<Settings, Failure> {
+) -> Result<(Settings, Vec<Endpoint>), Failure> {
     let slot = invite.key.public();
     let exit = IpAddr::V4(exit_addresses(&invite.exit).v4);
     // there is none for IPv6: what we would have as an ordinary peer
@@ -64,7 +66,8 @@ pub(super) async fn redeem(
             state::save_exits(places, &exits)?;
             out.event(&Event::Step("joined: this machine's own key has taken the invite's place".to_owned()));
             let left = ground.applier.undo_but_firewall();
-            if left.none() { Ok(settings) } else { Err(super::apply::not_restored(&left)) }
+            let found = approach.candidates.iter().map(|candidate| candidate.address.into()).collect();
+            if left.none() { Ok((settings, found)) } else { Err(super::apply::not_restored(&left)) }
         }
         Answer::Refused { why } => {
             if !matches!(why, Refusal::Failed) {
