@@ -32,6 +32,27 @@ c_compiler() { # for what has C in it (ring), and the linker
         export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
         export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
         ;;
+    x86_64-unknown-linux-musl)
+        need musl-gcc musl-tools
+        # Debian's rustc brings no parts of musl, and musl-gcc's specs know no static-pie: say here what it is made of
+        mkdir -p "$target_dir/musl"
+        ln -sf "$(gcc -print-file-name=libgcc_eh.a)" "$target_dir/musl/libunwind.a"
+        musl-gcc -O2 -c -o "$target_dir/musl/dl_find_object.o" .ci/dl_find_object.c
+        cat >"$target_dir/musl/static-gcc" <<END
+#!/usr/bin/env bash
+args=() pie=
+for arg; do
+    [ "\$arg" = -static-pie ] && pie=yes || args+=("\$arg")
+done
+[ -z "\$pie" ] || args=(-static -nostartfiles -Wl,-pie,--no-dynamic-linker,-z,text /usr/lib/x86_64-linux-musl/{rcrt1,crti}.o
+    "$(gcc -print-file-name=crtbeginS.o)" "\${args[@]}" "$(gcc -print-file-name=crtendS.o)" /usr/lib/x86_64-linux-musl/crtn.o)
+exec musl-gcc "\${args[@]}" -L "$target_dir/musl" "$target_dir/musl/dl_find_object.o"
+END
+        chmod +x "$target_dir/musl/static-gcc"
+        export CC_x86_64_unknown_linux_musl=musl-gcc
+        export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=$target_dir/musl/static-gcc
+        export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-C link-self-contained=no -C target-feature=+crt-static"
+        ;;
     aarch64-apple-darwin)
         zig
         # rustc and cc-rs talk to Apple's clang: leave out what zig does not take. iconv too, which the libc crate names and
