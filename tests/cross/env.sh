@@ -68,7 +68,7 @@ while [ \$# != 0 ]; do
     esac
     shift
 done
-exec "$zig/bin/python" -m ziglang cc -target aarch64-macos \$ZIG_LINK "\${args[@]}"
+exec "$zig/bin/python" -m ziglang cc -target aarch64-macos.11.0 \$ZIG_LINK "\${args[@]}"
 END
         chmod +x "$target_dir/zig-cc"
         export CC_aarch64_apple_darwin=$target_dir/zig-cc CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$target_dir/zig-cc
