@@ -36,7 +36,7 @@ def crowd_of(number):
 def peers_file(peers):
     """As the exit keeps it, src/join/peers.rs."""
     lines = [json.dumps({**peer, "how": "added", "added_at": 1767225600}) for peer in peers]
-    return '{"version":2,\n"peers":[\n' + ",\n".join(lines) + '],\n"revoked":[],\n"invites":[]}\n'
+    return '{"version":3,\n"peers":[\n' + ",\n".join(lines) + '],\n"revoked":[],\n"invites":[]}\n'
 
 
 class Ours:
