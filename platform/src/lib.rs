@@ -208,3 +208,12 @@ pub trait WireGuard {
     /// The device as it is.
     fn state(&mut self, interface: &str) -> Result<DeviceState>;
 }
+
+#[cfg(test)]
+mod tests {
+    /// The static build brings its unwinder together from parts that were not made for one another (`tests/cross/env.sh`).
+    #[test]
+    fn a_panic_is_caught() {
+        assert!(std::thread::spawn(|| panic!("on purpose")).join().is_err());
+    }
+}

@@ -37,7 +37,7 @@ c_compiler() { # for what has C in it (ring), and the linker
         # Debian's rustc brings no parts of musl, and musl-gcc's specs know no static-pie: say here what it is made of
         mkdir -p "$target_dir/musl"
         ln -sf "$(gcc -print-file-name=libgcc_eh.a)" "$target_dir/musl/libunwind.a"
-        musl-gcc -O2 -c -o "$target_dir/musl/dl_find_object.o" .ci/dl_find_object.c
+        musl-gcc -O2 -c -o "$target_dir/musl/unwind.o" .ci/unwind.c
         cat >"$target_dir/musl/static-gcc" <<END
 #!/usr/bin/env bash
 args=() pie=
@@ -46,7 +46,7 @@ for arg; do
 done
 [ -z "\$pie" ] || args=(-static -nostartfiles -Wl,-pie,--no-dynamic-linker,-z,text /usr/lib/x86_64-linux-musl/{rcrt1,crti}.o
     "$(gcc -print-file-name=crtbeginS.o)" "\${args[@]}" "$(gcc -print-file-name=crtendS.o)" /usr/lib/x86_64-linux-musl/crtn.o)
-exec musl-gcc "\${args[@]}" -L "$target_dir/musl" "$target_dir/musl/dl_find_object.o"
+exec musl-gcc "\${args[@]}" -L "$target_dir/musl" "$target_dir/musl/unwind.o" -Wl,-Bstatic -lunwind -lc
 END
         chmod +x "$target_dir/musl/static-gcc"
         export CC_x86_64_unknown_linux_musl=musl-gcc

@@ -1,8 +1,15 @@
-// musl has no _dl_find_object(3), by which Debian's libgcc looks for what it unwinds; glibc's <dlfcn.h> has the structure.
+// What Debian's libgcc_eh, which was built for glibc, takes for granted and musl has not: its functions of threads are
+// there although it only refers to them weakly, and _dl_find_object, by which it looks for what it unwinds; glibc's
+// <dlfcn.h> has the structure.
 #define _GNU_SOURCE
 #include <link.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+
+__attribute__((used)) static const void *const threads[] = {
+    pthread_once, pthread_key_create, pthread_getspecific, pthread_setspecific, pthread_mutex_lock, pthread_mutex_unlock,
+};
 
 struct dl_find_object {
     unsigned long long flags;
