@@ -13,7 +13,8 @@ fuzz_target!(|data: &[u8]| {
         for peer in store.peers() {
             assert_eq!(store.find(&peer.public_key.to_string()).unwrap(), peer);
         }
-        if let (Some(extent), Some(key)) = (read.extent, store.peers().next().map(|peer| peer.public_key)) {
+        let first = store.peers().next().map(|peer| peer.public_key);
+        if let (Some(extent), Some(key)) = (read.extent, first) {
             assert!(extent.whole <= extent.all && extent.all == data.len());
             store.remove(&key);
             let mut longer = data.to_vec();
