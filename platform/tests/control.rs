@@ -117,19 +117,6 @@ fn a_node_that_reads_nothing_is_not_waited_for() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Nobody else can sit where a node is asked: neither before it nor beside it.
-#[cfg(windows)]
-#[test]
-fn a_name_is_listened_on_once() {
-    let (dir, interface) = place("o");
-    in_loop(async {
-        let (_listener, _entry) = Listener::bind(&dir, &interface).unwrap();
-        let error = Listener::bind(&dir, &interface).unwrap_err();
-        assert_eq!(error.kind(), Some(std::io::ErrorKind::PermissionDenied), "{error}");
-    });
-    std::fs::remove_dir_all(&dir).unwrap();
-}
-
 #[test]
 fn a_silent_node_is_not_waited_for() {
     let (dir, interface) = place("s");

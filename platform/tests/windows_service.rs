@@ -16,12 +16,13 @@ mod windows {
     use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
 
+    use peervpn_platform::Error;
     use peervpn_platform::os::service;
     use peervpn_platform::os::signals::StopSignals;
     use peervpn_platform::types::{Installed, Service, ServiceState};
 
     /// What no shell would leave alone.
-    const ODD: [&str; 5] = ["two words", r"C:\dir\", r#"say "no\""#, "", "日本 ^%PATH%"];
+    const ODD: [&str; 5] = ["two words", r"C:\dir\", r#"say "no\""#, "", "日本 ^50%"];
     /// For a loaded machine.
     const LIMIT: Duration = Duration::from_secs(120);
 
@@ -73,6 +74,9 @@ mod windows {
         };
         assert!(!service::uninstall().unwrap(), "a service of that name is there");
         assert_eq!(service::status().unwrap(), None);
+
+        // the service manager would put something else there
+        assert!(matches!(service::install(&with(&["serve"], &["a%PATH%"])), Err(Error::Unsupported { .. })));
 
         let command = with(&["serve"], &ODD);
         assert_eq!(service::install(&command).unwrap(), Installed::Made);

@@ -92,6 +92,14 @@ fn line(arguments: &[OsString]) -> Result<Vec<u16>> {
     let program = std::env::current_exe().map_err(|source| Error::system("find our own program file", source))?;
     let program: Vec<u16> = program.as_os_str().encode_wide().collect();
     let arguments: Vec<Vec<u16>> = arguments.iter().map(|argument| argument.encode_wide().collect()).collect();
+    // the service manager replaces variables in what it starts, and knows no way around that
+    let percent = |text: &[u16]| text.iter().filter(|unit| **unit == u16::from(b'%')).count();
+    if arguments.iter().chain([&program]).any(|text| percent(text) > 1) {
+        return Err(Error::Unsupported {
+            what: "a service with %…% in its command",
+            instead: "choose places without percent signs",
+        });
+    }
     Ok(argv::join(&program, arguments.iter().map(Vec::as_slice)))
 }
 
