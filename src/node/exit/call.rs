@@ -24,9 +24,9 @@ use crate::tunnel;
 /// WireGuard repeats an unanswered initiation after 5 s only; removing and adding the peer makes it call at once, but
 /// forgets the call under way, so the time between calls doubles until it is longer than any round trip.
 const CALL_AGAIN: Duration = Duration::from_millis(250);
-/// A newcomer whose own initiation WireGuard answers is left alone for so long, a round trip by satellite and more: a call
-/// would forget the session that is being made.
-const ANSWERING: Duration = Duration::from_secs(1);
+/// A newcomer whose own initiation WireGuard answers is left alone for so long, two round trips by satellite and more, since
+/// it may ask once again itself: a call would forget the session that is being made.
+const ANSWERING: Duration = Duration::from_secs(2);
 /// The longest time between calls.
 const CALL_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Where many are called at once, each waits this much longer for every one of them: calling again undoes the handshakes
