@@ -108,7 +108,7 @@ fn a_node_that_reads_nothing_is_not_waited_for() {
         let limit = Duration::from_millis(200);
         let asker = std::thread::spawn({
             let (dir, interface) = (dir.clone(), interface.clone());
-            move || control::ask(&dir, &interface, &long, MAX, limit)
+            move || control::ask(&dir, &interface, &long, MAX, limit, &mut |_| Ok(()))
         });
         let error = tokio::task::spawn_blocking(|| asker.join().unwrap()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
