@@ -59,7 +59,7 @@ lab_tests! {
         let own = text(&unreachable, "own").to_owned();
         // its NAT keeps ports
         assert_eq!(own, format!("{}@{}:40001", key(lab.peer()), lab.peer().public4));
-        assert!(text(&unreachable, "hint").contains(&format!("peers add '{own}'")), "{unreachable}");
+        assert!(text(&unreachable, "hint").contains(&format!("peers add \"{own}\"")), "{unreachable}");
         // it keeps trying, and nothing of it gets through
         let sent = peer_counts.packets("sent");
         assert!((2..=5).contains(&sent), "{sent} initiations in 3 s");
