@@ -199,17 +199,7 @@ async fn bring_up(
     let (mut said, mut heard) = (false, false);
     let mut pause = UNHEARD;
     let endpoint = loop {
-        let state = wireguard.state(&interface)?;
-        let peer = state.peers.iter().find(|p| p.public_key == target.key.0);
-        if let Some(peer) = peer
-            && peer.last_handshake.is_some()
-        {
-            break peer.endpoint;
-        }
-        // giving up would open what the lockdown closes
-        if started.elapsed() >= limit && !options.lockdown {
-            return Err(no_handshake(target, candidates, limit, &own));
-        }
+        // first: --monitor-nat needs it however soon the exit answers
         if ask_stun.take_if(|after| started.elapsed() >= *after).is_some() {
             mapping = match MappingWatch::start(port, numbers.fwmark, servers, Known::default(), pace) {
                 Ok(watch) => Some(watch),
@@ -222,6 +212,17 @@ async fn bring_up(
                 }
                 Err(error) => return Err(error.into()),
             };
+        }
+        let state = wireguard.state(&interface)?;
+        let peer = state.peers.iter().find(|p| p.public_key == target.key.0);
+        if let Some(peer) = peer
+            && peer.last_handshake.is_some()
+        {
+            break peer.endpoint;
+        }
+        // giving up would open what the lockdown closes
+        if started.elapsed() >= limit && !options.lockdown {
+            return Err(no_handshake(target, candidates, limit, &own));
         }
         if !said && started.elapsed() >= SAY_UNREACHABLE {
             said = true;
