@@ -86,7 +86,6 @@ impl GlobalArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Tunnel")]
 pub(super) struct NodeArgs {
     /// Name of the interface [default: peervpn0]
     #[arg(long, value_name = "NAME", value_parser = value::interface)]

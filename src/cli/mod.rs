@@ -56,7 +56,9 @@ struct Cli {
     global: args::GlobalArgs,
 }
 
+// the options of one command are enough to run it: most of a short command's time is its start
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Let peers' traffic leave through this machine.
     Exit(exit::ExitArgs),

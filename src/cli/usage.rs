@@ -20,7 +20,14 @@ pub(super) fn command(words: Words) -> clap::Command {
         command.mut_subcommands(|sub| translate(sub, words))
     }
     // that is how it was written
-    if words == Words(System::Linux) { Cli::command() } else { translate(Cli::command(), words) }
+    if words == Words(System::Linux) { Cli::command() } else { translate(whole(), words) }
+}
+
+/// The command line with the options of every command, not only of the one that is asked for.
+fn whole() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
 }
 
 /// Prints what the parser says of `args`: help and version on stdout, wrong usage on stderr with exit status 2.
@@ -65,7 +72,7 @@ fn with_hints(text: &str, args: &[OsString]) -> String {
 /// The command that `args` begin with: `peervpn peers accept`.
 fn command_words(args: &[OsString]) -> String {
     let mut words = vec!["peervpn".to_owned()];
-    let mut command = Cli::command();
+    let mut command = whole();
     for word in args.iter().skip(1) {
         match command.find_subcommand(word).filter(|sub| !sub.is_hide_set()).cloned() {
             Some(sub) => command = sub,

@@ -52,6 +52,7 @@ const ASK_STUN: Duration = Duration::from_secs(1);
 const SAY_UNREACHABLE: Duration = Duration::from_secs(3);
 
 /// Runs `connect` to its end.
+#[inline(never)] // 100 kB of stack, which the short commands would touch, too
 pub fn run(options: &ConnectOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
     let target = Target::parse(&options.target).map_err(|failure| failure.host("unchanged"))?;
     block_on(async {

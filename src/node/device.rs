@@ -46,6 +46,7 @@ pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
     }
 }
 
+#[inline(never)] // 100 kB of stack, which the short commands would touch, too
 fn bundled(interface: &str) -> Result<(), Failure> {
     // the device encrypts on several threads, unlike the node
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;

@@ -54,6 +54,7 @@ const PORTS_TRIED: u16 = 10;
 const ROUTES: usize = 2000;
 
 /// Runs `exit` to its end.
+#[inline(never)] // 100 kB of stack, which the short commands would touch, too
 pub fn run(options: &ExitOptions, places: &Places, out: &mut dyn Output) -> Result<(), Failure> {
     can_exit(peervpn_platform::os::SYSTEM).map_err(|no| Failure::from(no).host("unchanged"))?;
     block_on(async {

@@ -121,6 +121,7 @@ impl PortMapping {
 }
 
 /// Runs every test and returns: about a second, see `nat::discovery` for what it waits for.
+#[inline(never)] // 100 kB of stack, which the short commands would touch, too
 pub fn run(options: &Options, progress: Progress) -> Result<Report, Failure> {
     Ok(super::block_on(measure(options, progress))??)
 }
