@@ -77,17 +77,50 @@ def run(*command, **options):
     return done.stdout
 
 
-def timed(*command, **options):
-    """Seconds from before its start until it has ended."""
-    start = time.monotonic()
-    run(*command, **options)
-    return time.monotonic() - start
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def entered(space):
+    """This thread inside a namespace; setns(2)."""
+    with open("/proc/self/ns/net", "rb") as home, open(f"/run/netns/{space}", "rb") as there:
+        if LIBC.setns(there.fileno(), 0x40000000):
+            raise OSError(ctypes.get_errno(), f"setns {space}")
+        try:
+            yield
+        finally:
+            LIBC.setns(home.fileno(), 0x40000000)
+
+
+def start(space, *command, **options):
+    """The process, started in a namespace by nobody in between: that would be measured, too."""
+    if os.path.exists(own_resolver(space)):
+        return subprocess.Popen(inside(space, *command), **options)
+    with entered(space):
+        return subprocess.Popen([str(part) for part in command], **options)
+
+
+def timed(space, *command):
+    """Seconds from before its start in a namespace until it has ended."""
+    with tempfile.TemporaryFile("w+") as complaint:
+        started = time.monotonic()
+        done = start(space, *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint).wait()
+        taken = time.monotonic() - started
+        if done != 0:
+            complaint.seek(0)
+            raise Failed(f"{' '.join(map(str, command))}: {complaint.read()}")
+    return taken
+
+
+def own_resolver(space):
+    """The /etc/resolv.conf of a namespace, if it has one of its own (`Lab.own_resolver`); ip-netns(8)."""
+    return f"/etc/netns/{space}/resolv.conf"
 
 
 def inside(space, *command):
     """The command in a namespace; with an /etc/resolv.conf of its own where it has one (`Lab.own_resolver`), else without
     the mounts that make one."""
-    if os.path.exists(f"/etc/netns/{space}/resolv.conf"):
+    if os.path.exists(own_resolver(space)):
         return ["ip", "netns", "exec", space, *map(str, command)]
     return ["nsenter", f"--net=/run/netns/{space}", "--", *map(str, command)]
 
@@ -101,9 +134,9 @@ class Node:
         self.log = open(lab.path(f"{space}.log"), "a", encoding="utf-8")
         self.events, self.changed = [], threading.Condition()
         self.started = time.monotonic()
-        command = inside(space, *under, PEERVPN, *self.places, *args, "--json")
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True
+        self.process = start(
+            space, *under, PEERVPN, *self.places, *args, "--json",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -135,9 +168,13 @@ class Node:
         """The command line that asks this node something."""
         return inside(self.space, PEERVPN, *self.places, *args)
 
+    def timed(self, *args):
+        """Seconds that a question took."""
+        return timed(self.space, PEERVPN, *self.places, *args)
+
     def down(self):
         """Seconds that `peervpn down` took."""
-        taken = timed(*self.ask("down"))
+        taken = self.timed("down")
         self.process.wait(30)
         self.reader.join()
         return taken
@@ -151,19 +188,6 @@ class Node:
 # --- the lab -----------------------------------------------------------------------------------------------------
 
 LABS = itertools.count()
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-@contextlib.contextmanager
-def entered(space):
-    """This thread inside a namespace; setns(2)."""
-    with open("/proc/self/ns/net", "rb") as home, open(f"/run/netns/{space}", "rb") as there:
-        if LIBC.setns(there.fileno(), 0x40000000):
-            raise OSError(ctypes.get_errno(), f"setns {space}")
-        try:
-            yield
-        finally:
-            LIBC.setns(home.fileno(), 0x40000000)
 
 
 class Lab:

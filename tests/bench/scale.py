@@ -52,7 +52,7 @@ class Ours:
         return self.node.ready - self.node.started
 
     def ask(self, *args):
-        return timed(*self.node.ask(*args))
+        return self.node.timed(*args)
 
     def stop(self):
         return self.node.down()
@@ -79,15 +79,15 @@ class Wg:
         start = time.monotonic()
         for command in (f"ip link add {LINK} type wireguard", f"wg setconf {LINK} {self.config}",
                         f"ip address add 10.0.0.1/32 dev {LINK}", f"ip link set {LINK} up"):
-            run(*inside(self.lab.exit, *command.split()))
+            timed(self.lab.exit, *command.split())
         peers = time.monotonic() - start
-        return peers, peers + timed(*inside(self.lab.exit, "ip", "-batch", self.routes))
+        return peers, peers + timed(self.lab.exit, "ip", "-batch", self.routes)
 
     def ask(self, *args):
-        return timed(*inside(self.lab.exit, "wg", *args))
+        return timed(self.lab.exit, "wg", *args)
 
     def stop(self):
-        return timed(*inside(self.lab.exit, "ip", "link", "delete", LINK))
+        return timed(self.lab.exit, "ip", "link", "delete", LINK)
 
 
 def many_peers(lab, rounds):

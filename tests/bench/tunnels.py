@@ -3,7 +3,7 @@
 import os
 import time
 
-from lab import PEERVPN, Lab, Node, inside, interleave, limit, progress, row, run, stat, timed
+from lab import PEERVPN, Lab, Node, interleave, limit, progress, row, run, stat, timed
 
 ON_UML = os.environ.get("GUEST") == "uml"
 
@@ -34,9 +34,9 @@ class WgQuick:
 
     def measure(self):
         start = time.monotonic()
-        run(*inside(self.lab.peer, "wg-quick", "up", self.config))
+        timed(self.lab.peer, "wg-quick", "up", self.config)
         up = self.lab.reply() - start
-        return up, timed(*inside(self.lab.peer, "wg-quick", "down", self.config))
+        return up, timed(self.lab.peer, "wg-quick", "down", self.config)
 
 
 def configuration(lab, target, *args):
@@ -107,9 +107,9 @@ def commands(lab, exit_, rounds):
     node.wait("connected")
     version, status, show = interleave(
         4 * rounds,
-        lambda: timed(*inside(lab.peer, PEERVPN, "--version")),
-        lambda: timed(*node.ask("status")),
-        lambda: timed(*inside(lab.peer, "wg", "show")),
+        lambda: timed(lab.peer, PEERVPN, "--version"),
+        lambda: node.timed("status"),
+        lambda: timed(lab.peer, "wg", "show"),
     )
     node.down()
     shown = {"wg show": stat(milliseconds(show), "ms")}

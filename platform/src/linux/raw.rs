@@ -2,7 +2,8 @@
 //!
 //! WireGuard's socket can't be shared, but the kernel gives every raw socket a copy of what comes in, and sends what it
 //! is handed. A classic BPF filter lets through only what is for our port and carries the STUN magic cookie, and on demand
-//! only what says something new; WireGuard gets its own copy and drops it. Probes carry the device's fwmark, so they take the way its outer packets take.
+//! only what says something new; WireGuard gets its own copy and drops it. Probes carry the device's fwmark, so they take
+//! the way its outer packets take.
 
 use std::io;
 use std::mem::{size_of, zeroed};
