@@ -136,6 +136,24 @@ mod tests {
     }
 
     #[test]
+    fn the_words_of_a_system_change_nothing_in_the_parser() {
+        for line in
+            ["peervpn peers accept 1-2 --json", "peervpn -v exit --accept ask", "peervpn status --jsn", "peervpn peers"]
+        {
+            let [here, there] = [System::Linux, System::Windows].map(|system| {
+                let found = command(Words(system)).try_get_matches_from(line.split(' '));
+                found.map(|found| format!("{found:?}")).map_err(|error| (error.kind(), error.to_string()))
+            });
+            match (here, there) {
+                (Err((kind, text)), Err(other)) if kind != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    assert_eq!((kind, text), other, "{line}");
+                }
+                (here, there) => assert_eq!(here.map_err(|e| e.0), there.map_err(|e| e.0), "{line}"),
+            }
+        }
+    }
+
+    #[test]
     fn every_help_ends_with_examples_in_the_words_of_its_system() {
         let linux = examples(Words(System::Linux));
         assert!(linux.contains("sudo peervpn exit "), "{linux}");
