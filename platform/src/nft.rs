@@ -124,6 +124,8 @@ pub enum Match {
         /// Invert.
         not: bool,
     },
+    /// `ip daddr { … }` / `ip6 daddr { … }`: one of these prefixes, of one family, at the cost of one (implies the family).
+    DestinationIn(Vec<IpNetwork>),
     /// `th sport FIRST-LAST` (inclusive; [`Match::L4Proto`] must be matched before).
     SourcePort(u16, u16),
     /// `th dport FIRST-LAST` (inclusive; [`Match::L4Proto`] must be matched before).
@@ -173,6 +175,13 @@ pub enum Match {
     TcpSyn,
     /// `tcp flags & syn == 0` (implies TCP).
     TcpNotSyn,
+}
+
+impl Match {
+    /// Those of a [`Match::DestinationIn`].
+    pub(crate) fn prefixes(&self) -> Option<&[IpNetwork]> {
+        if let Match::DestinationIn(prefixes) = self { Some(prefixes) } else { None }
+    }
 }
 
 /// What a rule does.

@@ -28,11 +28,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{FromArgMatches as _, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::config::{ConfigFile, Places};
-use crate::error::{Failure, Status, Words};
+use crate::error::{Failure, Status};
 use crate::node::control::Response;
 use crate::node::places;
 use style::Style;
@@ -119,9 +119,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 /// The exit status.
 fn run_to_end(args: Vec<OsString>) -> u8 {
     let args = prototype::translate(args);
-    let parsed =
-        usage::command(Words::HERE).try_get_matches_from(&args).and_then(|found| Cli::from_arg_matches(&found));
-    let Cli { command, global } = match parsed {
+    let Cli { command, global } = match usage::parse(&args) {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error, &args),
     };

@@ -1,13 +1,40 @@
-//! Wrong usage: the parser's message, its tips as `hint:` lines like every other error's.
+//! The command line as it is parsed. Wrong usage: the parser's message, its tips as `hint:` lines like every other error's.
 
 use std::ffi::OsString;
 
-use clap::CommandFactory as _;
 use clap::error::ErrorKind;
+use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Subcommand as _};
 use peervpn_platform::types::System;
 
-use super::{Cli, terminal};
+use super::{Cli, Command, args::GlobalArgs, terminal};
 use crate::error::{Status, Words};
+
+/// What `args` say, the program's name first.
+pub(super) fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    // most of a short command's time is its start, and most of that was to build what it does not ask for
+    match asked(args).try_get_matches_from(args).and_then(|found| Cli::from_arg_matches(&found)) {
+        // whatever this can't make sense of, or help is wanted with, the whole command line answers
+        Err(error) if error.kind() != ErrorKind::DisplayVersion => {
+            command(Words::HERE).try_get_matches_from(args).and_then(|found| Cli::from_arg_matches(&found))
+        }
+        parsed => parsed,
+    }
+}
+
+/// The command line with no other command than the first one that these words name.
+fn asked(args: &[OsString]) -> clap::Command {
+    let all = Command::augment_subcommands(plain());
+    let named = args.iter().skip(1).find_map(|word| all.find_subcommand(word)).cloned();
+    let root = GlobalArgs::augment_args(plain());
+    match named {
+        Some(command) => root.subcommand_required(true).subcommand(command),
+        None => root.version(env!("CARGO_PKG_VERSION")),
+    }
+}
+
+fn plain() -> clap::Command {
+    clap::Command::new(env!("CARGO_PKG_NAME"))
+}
 
 /// The command line, its help in a system's words.
 pub(super) fn command(words: Words) -> clap::Command {

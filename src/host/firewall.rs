@@ -170,6 +170,11 @@ fn base_chain(name: &str, kind: Kind, hook: Hook, priority: i32, rules: Vec<Rule
     Chain { name: name.to_owned(), base: Some(Base { kind, hook, priority, drop: false }), rules }
 }
 
+/// To be jumped to.
+fn plain_chain(name: &str, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.to_owned(), base: None, rules }
+}
+
 fn rule(matches: impl Into<Vec<Match>>, statements: impl Into<Vec<Statement>>) -> Rule {
     Rule { matches: matches.into(), statements: statements.into(), comment: None }
 }
@@ -203,13 +208,14 @@ fn addresses(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> impl Iterator<Item =
     v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6))
 }
 
-/// Whoever shares a link with this host could otherwise speak to, or as if inside, the tunnel (CVE-2019-14899).
-fn anti_spoofing(interface: &str, addresses: impl Iterator<Item = IpAddr>) -> Vec<Rule> {
+/// Whoever shares a link with this host could otherwise speak to, or as if inside, the tunnel (CVE-2019-14899). Behind a
+/// rule that lets go what comes out of it.
+fn anti_spoofing(addresses: impl Iterator<Item = IpAddr>) -> Vec<Rule> {
     addresses
         .map(|address| {
             commented(
                 "tunnel addresses are reached through the tunnel only",
-                rule([not_from(interface), not_from("lo"), to_address(address)], [Statement::Drop]),
+                rule([to_address(address), not_from("lo")], [Statement::Drop]),
             )
         })
         .collect()
@@ -223,10 +229,10 @@ fn refuse() -> Statement {
 /// Refuses at once, so that nobody waits for a time-out. Resets for TCP: the kernel limits the rate of ICMP errors.
 fn refuse_chain() -> Chain {
     let tcp = rule([Match::L4Proto(IPPROTO_TCP)], [Statement::Counter, Statement::Reset]);
-    Chain { name: REFUSE.to_owned(), base: None, rules: vec![tcp, rule([], [Statement::Counter, Statement::Reject])] }
+    plain_chain(REFUSE, vec![tcp, rule([], [Statement::Counter, Statement::Reject])])
 }
 
-/// Clamps the MSS of both directions of connections that are forwarded through the tunnel.
-fn clamp_mss(interface: &str) -> [Rule; 2] {
-    [from(interface), into(interface)].map(|through| rule([through, Match::TcpSyn], [Statement::ClampMss]))
+/// Clamps the MSS of a connection that is forwarded through the tunnel.
+fn clamp_mss() -> Rule {
+    rule([Match::TcpSyn], [Statement::ClampMss])
 }

@@ -61,6 +61,11 @@ impl Display for Match {
             Match::L4Proto(protocol) => write!(f, "meta l4proto {protocol}"),
             Match::Source { prefix, not } => write!(f, "{} saddr {}{prefix}", header(prefix.ip()), inverted(not)),
             Match::Destination { prefix, not } => write!(f, "{} daddr {}{prefix}", header(prefix.ip()), inverted(not)),
+            Match::DestinationIn(prefixes) => {
+                let header = prefixes.first().map_or("ip", |prefix| header(prefix.ip()));
+                let prefixes: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+                write!(f, "{header} daddr {{ {} }}", prefixes.join(", "))
+            }
             Match::SourcePort(first, last) => write!(f, "th sport {}", Ports(*first, *last)),
             Match::DestinationPort(first, last) => write!(f, "th dport {}", Ports(*first, *last)),
             Match::UdpLength(length) => write!(f, "udp length {length}"),

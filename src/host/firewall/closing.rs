@@ -32,10 +32,9 @@ pub(super) const LINK_SCOPE: [&str; 6] = [
     "255.255.255.255/32", // limited broadcast, RFC 919
 ];
 
-/// To be jumped to.
 pub(super) fn blocked_chain() -> Chain {
     let rules = vec![rule([Match::CtEstablished], [Statement::Counter, Statement::Drop]), rule([], [refuse()])];
-    Chain { name: BLOCKED.to_owned(), base: None, rules }
+    plain_chain(BLOCKED, rules)
 }
 
 impl ConnectPolicy<'_> {
@@ -45,24 +44,25 @@ impl ConnectPolicy<'_> {
             return Vec::new();
         }
         let accept = |matches: Vec<Match>| rule(matches, [Statement::Accept]);
-        let mut rules = Vec::new();
+        // most packets: the tunnel's own
+        let mut rules = vec![accept(vec![into(self.interface)])];
+        if own {
+            rules.push(accept(vec![into("lo")]));
+        }
         if self.kill_switch.is_some() {
             // of connections whose tunnel has gone; before anything that a mark could open
             rules.extend(addresses(self.v4, self.v6).map(|address| {
                 let source = Match::Source { prefix: IpNetwork::from(address), not: false };
                 commented(
                     "a tunnel address leaves by the tunnel only",
-                    rule([not_into(self.interface), not_into("lo"), source], [Statement::Counter, Statement::Drop]),
+                    rule([source], [Statement::Counter, Statement::Drop]),
                 )
             }));
         }
-        rules.extend([
-            commented(
-                "outer packets, and answers to connections from outside",
-                accept(vec![Match::Mark { value: self.fwmark, not: false }]),
-            ),
-            accept(vec![into(self.interface)]),
-        ]);
+        rules.push(commented(
+            "outer packets, and answers to connections from outside",
+            accept(vec![Match::Mark { value: self.fwmark, not: false }]),
+        ));
         if own {
             rules.extend(self.carriers.iter().map(|mark| {
                 commented(
@@ -70,7 +70,6 @@ impl ConnectPolicy<'_> {
                     accept(vec![Match::Mark { value: *mark, not: false }]),
                 )
             }));
-            rules.push(accept(vec![into("lo")]));
             for (from_port, to_port) in [DHCP, DHCPV6] {
                 let family = if to_port == DHCP.1 { Family::V4 } else { Family::V6 };
                 rules.push(accept(vec![

@@ -3,12 +3,14 @@
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::nft::{Hook, Kind, Match, Rule, Statement, Table};
-use peervpn_platform::types::Family;
 
 use super::*;
 
 /// Unique local addresses, RFC 4193: tunnel addresses are such, and the exit itself answers for the rest.
 const UNIQUE_LOCAL: &str = "fc00::/7";
+
+/// The chain for what leaves the way it came.
+const OUTSIDE: &str = "outside";
 
 impl ConnectPolicy<'_> {
     pub(super) fn table(&self) -> Table {
@@ -19,20 +21,27 @@ impl ConnectPolicy<'_> {
                 base_chain("output", Kind::Route, Hook::Output, MANGLE, self.output()),
                 base_chain("leaving", Kind::Filter, Hook::Output, FILTER, self.leaving()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                plain_chain(OUTSIDE, self.outside()),
                 closing::blocked_chain(),
                 refuse_chain(),
             ],
         }
     }
 
+    /// Every packet passes here: what lets most of them go comes first.
     fn prerouting(&self) -> Vec<Rule> {
-        let mut rules = anti_spoofing(self.interface, addresses(self.v4, self.v6));
+        let mut rules = vec![rule([from(self.interface)], [Statement::Accept])];
+        // no connection of a tunnel address has it: the next rules and those of `outside` see to that
+        rules.push(commented(
+            "for the reverse-path filter, and for replies of containers",
+            rule([self.marked()], [Statement::SetMark(self.fwmark), Statement::Accept]),
+        ));
+        rules.extend(anti_spoofing(addresses(self.v4, self.v6)));
         // Only what is for this host: forwarded connections (containers) are to enter the tunnel.
         rules.push(commented(
             "came from outside: its replies leave the way it came",
             rule(
                 [
-                    not_from(self.interface),
                     not_from("lo"),
                     Match::CtOriginal,
                     // or a forged error about a connection in the tunnel would turn it out
@@ -40,44 +49,50 @@ impl ConnectPolicy<'_> {
                     self.unmarked(),
                     Match::DestinationLocal { not: false },
                 ],
-                [Statement::SetCtMark(self.fwmark)],
+                [Statement::SetCtMark(self.fwmark), Statement::SetMark(self.fwmark)],
             ),
-        ));
-        rules.push(commented(
-            "for the reverse-path filter, and for replies of containers",
-            rule([self.marked()], [Statement::SetMark(self.fwmark)]),
         ));
         rules
     }
 
     fn output(&self) -> Vec<Rule> {
-        let mut rules = vec![commented(
-            "outer packets: so that their replies get the mark as well",
-            rule([Match::Mark { value: self.fwmark, not: false }], [Statement::SetCtMark(self.fwmark)]),
-        )];
-        for family in Family::BOTH {
-            let mut matches = vec![Match::CtReply, Match::CtNotRelated, self.unmarked(), not_into("lo")];
-            matches.push(self.not_from_tunnel_address(family));
-            rules.push(commented(
+        let mut rules = vec![
+            commented(
+                "outer packets: so that their replies get the mark as well",
+                rule(
+                    [Match::Mark { value: self.fwmark, not: false }],
+                    [Statement::SetCtMark(self.fwmark), Statement::Accept],
+                ),
+            ),
+            rule([self.marked()], [Statement::SetMark(self.fwmark), Statement::Accept]),
+            commented(
                 "reply to a connection from outside",
-                rule(matches, [Statement::SetCtMark(self.fwmark)]),
+                rule(
+                    [Match::CtReply, Match::CtNotRelated, self.unmarked(), not_into("lo")],
+                    [Statement::Jump(OUTSIDE.to_owned())],
+                ),
+            ),
+        ];
+        for (first, last) in ranges(&self.listening) {
+            let matches =
+                [Match::CtNew, self.unmarked(), Match::TcpNotSyn, Match::SourcePort(first, last), not_into("lo")];
+            rules.push(commented(
+                "connection from outside, older than its tracking",
+                rule(matches, [Statement::Jump(OUTSIDE.to_owned())]),
             ));
-            for (first, last) in ranges(&self.listening) {
-                let matches = [
-                    Match::CtNew,
-                    self.unmarked(),
-                    Match::TcpNotSyn,
-                    Match::SourcePort(first, last),
-                    not_into("lo"),
-                    self.not_from_tunnel_address(family),
-                ];
-                rules.push(commented(
-                    "connection from outside, older than its tracking",
-                    rule(matches, [Statement::SetCtMark(self.fwmark)]),
-                ));
-            }
         }
-        rules.push(rule([self.marked()], [Statement::SetMark(self.fwmark)]));
+        rules
+    }
+
+    /// Leaves the way it came, but for what a tunnel address says.
+    fn outside(&self) -> Vec<Rule> {
+        let mut rules: Vec<Rule> = addresses(self.v4, self.v6)
+            .map(|address| {
+                let source = Match::Source { prefix: IpNetwork::from(address), not: false };
+                rule([source], [Statement::Accept])
+            })
+            .collect();
+        rules.push(rule([], [Statement::SetCtMark(self.fwmark), Statement::SetMark(self.fwmark)]));
         rules
     }
 
@@ -90,7 +105,8 @@ impl ConnectPolicy<'_> {
 
     /// Of containers and other hosts behind this one.
     fn forward(&self) -> Vec<Rule> {
-        let mut rules = clamp_mss(self.interface).to_vec();
+        let clamped = |through| Rule { matches: [vec![through], clamp_mss().matches].concat(), ..clamp_mss() };
+        let mut rules = vec![clamped(from(self.interface)), clamped(into(self.interface))];
         rules.extend(self.refuse_v6());
         rules.extend(self.closing(false));
         rules
@@ -123,17 +139,6 @@ impl ConnectPolicy<'_> {
     /// Another program's connection marks stay as they are.
     fn unmarked(&self) -> Match {
         Match::CtMark { value: 0, not: false }
-    }
-
-    fn not_from_tunnel_address(&self, family: Family) -> Match {
-        let address = match family {
-            Family::V4 => self.v4.map(IpAddr::V4),
-            Family::V6 => self.v6.map(IpAddr::V6),
-        };
-        match address {
-            Some(address) => Match::Source { prefix: IpNetwork::from(address), not: true },
-            None => Match::Family(family),
-        }
     }
 }
 

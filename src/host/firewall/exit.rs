@@ -32,6 +32,11 @@ const INITIATION_UDP_LEN: u16 = 8 + 148;
 /// An initiation's first four bytes: type 1, three reserved ones.
 const INITIATION: u32 = 0x0100_0000;
 
+/// The chains for what passes from and to peers, and for initiations.
+const FROM_PEERS: &str = "from_peers";
+const TO_PEERS: &str = "to_peers";
+const FLOOD: &str = "flood";
+
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
 
@@ -43,20 +48,29 @@ fn from_doors() -> Match {
     Match::Source { prefix: DOORS.parse().expect("a prefix"), not: false }
 }
 
+fn nothing_else() -> Rule {
+    commented("an invite opens nothing else", rule([from_doors()], [refuse()]))
+}
+
+fn to_peers() -> Vec<Rule> {
+    vec![
+        clamp_mss(),
+        rule([Match::CtEstablished], [Statement::Accept]),
+        commented("nobody asked for it", rule([], [Statement::Counter, Statement::Drop])),
+    ]
+}
+
 impl ExitPolicy<'_> {
     pub(super) fn table(&self) -> Table {
         Table {
             name: table_name(self.interface),
             chains: vec![
-                base_chain(
-                    "prerouting",
-                    Kind::Filter,
-                    Hook::Prerouting,
-                    MANGLE,
-                    [anti_spoofing(self.interface, addresses(self.v4, self.v6)), self.flood(), self.outer()].concat(),
-                ),
+                base_chain("prerouting", Kind::Filter, Hook::Prerouting, MANGLE, self.prerouting()),
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                plain_chain(FLOOD, self.flood()),
+                plain_chain(FROM_PEERS, self.from_peers()),
+                plain_chain(TO_PEERS, to_peers()),
                 base_chain("resolver", Kind::Nat, Hook::Prerouting, DSTNAT, self.resolver()),
                 base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
                 refuse_chain(),
@@ -64,24 +78,38 @@ impl ExitPolicy<'_> {
         }
     }
 
+    /// Every packet passes here: what lets most of them go comes first.
+    fn prerouting(&self) -> Vec<Rule> {
+        let mut rules = vec![rule([from(self.interface)], [Statement::Accept])];
+        rules.extend(anti_spoofing(addresses(self.v4, self.v6)));
+        rules.push(self.initiation());
+        rules.extend(self.outer());
+        rules
+    }
+
     /// A flood of forged initiations would push data out of WireGuard's socket, and each source would fill a place of the
     /// connection table until peers' new connections find none: dropped here it has none yet. Peers that are in have
     /// been sent something, so theirs pass. A newcomer needs no WireGuard to see it: the node has its own copy.
     fn flood(&self) -> Vec<Rule> {
-        let initiation = |family| {
+        let over = || Statement::Over { per_second: self.initiations, burst: self.initiations };
+        let drop = |family| {
+            let matches = [Match::Family(family), Match::CtNew, Match::DestinationLocal { not: false }];
+            rule(matches, [over(), Statement::Counter, Statement::Drop])
+        };
+        Family::BOTH.map(|family| commented("a flood of handshake initiations", drop(family))).to_vec()
+    }
+
+    /// A handshake initiation, by its looks.
+    fn initiation(&self) -> Rule {
+        rule(
             [
-                Match::Family(family),
                 Match::L4Proto(IPPROTO_UDP),
                 Match::DestinationPort(self.port, self.port),
                 Match::UdpLength(INITIATION_UDP_LEN),
                 Match::UdpPayload(INITIATION),
-                Match::CtNew,
-                Match::DestinationLocal { not: false },
-            ]
-        };
-        let over = || Statement::Over { per_second: self.initiations, burst: self.initiations };
-        let drop = |family| rule(initiation(family), [over(), Statement::Counter, Statement::Drop]);
-        Family::BOTH.map(|family| commented("a flood of handshake initiations", drop(family))).to_vec()
+            ],
+            [Statement::Jump(FLOOD.to_owned())],
+        )
     }
 
     /// A strict reverse-path filter looks for the way back by the mark that answers have. The connection has it, too, since
@@ -90,7 +118,6 @@ impl ExitPolicy<'_> {
         let Some(mark) = self.outer else { return Vec::new() };
         let packets = |of: u32| {
             [
-                not_from(self.interface),
                 Match::L4Proto(IPPROTO_UDP),
                 Match::DestinationPort(self.port, self.port),
                 Match::DestinationLocal { not: false },
@@ -103,46 +130,49 @@ impl ExitPolicy<'_> {
 
     /// From peers to this host, by whichever of its addresses.
     fn input(&self) -> Vec<Rule> {
-        let tunnel = || from(self.interface);
-        let mut doors: Vec<Rule> = Vec::new();
+        let mut rules = vec![rule([not_from(self.interface)], [Statement::Accept])];
         for (own, (protocol, port)) in self.v4.iter().flat_map(|own| self.services.iter().map(move |s| (own, s))) {
             let service = [Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)];
-            let to_service = [vec![tunnel(), from_doors(), to_address(IpAddr::V4(*own))], service.to_vec()].concat();
-            doors.push(rule(to_service, [Statement::Accept]));
+            let to_service = [vec![from_doors(), to_address(IpAddr::V4(*own))], service.to_vec()].concat();
+            rules.push(rule(to_service, [Statement::Accept]));
         }
-        doors.push(commented("an invite opens nothing else", rule([tunnel(), from_doors()], [refuse()])));
+        rules.push(nothing_else());
         if self.allow_lan {
-            return doors;
+            return rules;
         }
-        let mut rules = vec![rule([tunnel(), Match::CtEstablished], [Statement::Accept])];
+        rules.push(rule([Match::CtEstablished], [Statement::Accept]));
         rules.extend(self.to_resolver());
         for address in addresses(self.v4, self.v6) {
             let echo_request = match address {
                 IpAddr::V4(_) => Match::IcmpType(ICMP_ECHO_REQUEST),
                 IpAddr::V6(_) => Match::Icmp6Type(ICMPV6_ECHO_REQUEST),
             };
-            rules.push(rule([tunnel(), to_address(address), echo_request], [Statement::Accept]));
+            rules.push(rule([to_address(address), echo_request], [Statement::Accept]));
             for (protocol, port) in &self.services {
                 rules.push(rule(
-                    [tunnel(), to_address(address), Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)],
+                    [to_address(address), Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)],
                     [Statement::Accept],
                 ));
             }
         }
-        rules.push(commented("this host's services: closed to peers", rule([tunnel()], [refuse()])));
+        rules.push(commented("this host's services: closed to peers", rule([], [refuse()])));
         rules
     }
 
-    /// From peers to elsewhere and back. No shortcut for established connections out of the tunnel: a flag that is
-    /// taken away also ends the connections it had opened.
+    /// From peers to elsewhere and back.
     fn forward(&self) -> Vec<Rule> {
-        let tunnel = || from(self.interface);
-        let mut rules = clamp_mss(self.interface).to_vec();
+        vec![
+            rule([from(self.interface)], [Statement::Jump(FROM_PEERS.to_owned())]),
+            rule([into(self.interface)], [Statement::Jump(TO_PEERS.to_owned())]),
+        ]
+    }
 
-        rules.push(commented("an invite opens nothing else", rule([tunnel(), from_doors()], [refuse()])));
+    /// No shortcut for established connections: a flag that is taken away also ends the connections it had opened.
+    fn from_peers(&self) -> Vec<Rule> {
+        let mut rules = vec![clamp_mss(), nothing_else()];
 
         // Peers' addresses lie in the LAN ranges, so decide this first.
-        let between_peers = [tunnel(), into(self.interface)];
+        let between_peers = [into(self.interface)];
         rules.push(if self.allow_peers {
             rule(between_peers, [Statement::Accept])
         } else {
@@ -151,31 +181,21 @@ impl ExitPolicy<'_> {
 
         rules.push(commented(
             "would leave with a peer's tunnel address: no NAT applies",
-            rule([tunnel(), Match::CtInvalid], [Statement::Counter, Statement::Drop]),
+            rule([Match::CtInvalid], [Statement::Counter, Statement::Drop]),
         ));
         rules.extend(self.to_resolver());
         if !self.allow_lan {
-            for prefix in LAN {
-                let prefix = prefix.parse().expect("the table above holds prefixes");
-                rules.push(commented(
-                    "this host's LAN: closed to peers",
-                    rule([tunnel(), Match::Destination { prefix, not: false }], [refuse()]),
-                ));
+            let closed = |matches: Vec<Match>| commented("this host's LAN: closed to peers", rule(matches, [refuse()]));
+            for family in Family::BOTH {
+                let prefixes = LAN.map(|prefix| prefix.parse().expect("the table above holds prefixes"));
+                let of_family = |prefix: &IpNetwork| Family::of(&prefix.ip()) == family;
+                rules.push(closed(vec![Match::DestinationIn(prefixes.into_iter().filter(of_family).collect())]));
             }
             for lan in self.other_lan() {
                 let onto = Match::Destination { prefix: lan.prefix, not: false };
-                rules.push(commented(
-                    "this host's LAN: closed to peers",
-                    rule([tunnel(), into(&lan.interface), onto], [refuse()]),
-                ));
+                rules.push(closed(vec![into(&lan.interface), onto]));
             }
         }
-
-        rules.push(rule([into(self.interface), Match::CtEstablished], [Statement::Accept]));
-        rules.push(commented(
-            "nobody asked for it",
-            rule([into(self.interface)], [Statement::Counter, Statement::Drop]),
-        ));
         rules
     }
 
@@ -201,21 +221,13 @@ impl ExitPolicy<'_> {
         rules
     }
 
-    /// Lets those through, wherever the resolver is: on the LAN, mostly.
+    /// Lets those of peers through, wherever the resolver is: on the LAN, mostly.
     fn to_resolver(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         for (_, server) in self.resolvers() {
             for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
-                rules.push(rule(
-                    [
-                        from(self.interface),
-                        Match::CtDnat,
-                        to_address(server),
-                        Match::L4Proto(protocol),
-                        Match::DestinationPort(DNS, DNS),
-                    ],
-                    [Statement::Accept],
-                ));
+                let query = [Match::L4Proto(protocol), Match::DestinationPort(DNS, DNS)];
+                rules.push(rule([&query[..], &[Match::CtDnat, to_address(server)]].concat(), [Statement::Accept]));
             }
         }
         rules

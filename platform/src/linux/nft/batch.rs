@@ -19,12 +19,14 @@ pub(super) struct Batch {
     /// What each message is about, the batch's own begin and end included; its index is its sequence number.
     steps: Vec<String>,
     last_header: usize,
+    /// How many sets it makes; the kernel knows them by their number until they have a name.
+    pub(super) sets: u32,
 }
 
 impl Batch {
     /// Starts a batch; `operation` is for the error message.
     pub(super) fn new(operation: String) -> Self {
-        let mut batch = Batch { operation, buf: Vec::new(), steps: Vec::new(), last_header: 0 };
+        let mut batch = Batch { operation, buf: Vec::new(), steps: Vec::new(), last_header: 0, sets: 0 };
         batch.border(libc::NFNL_MSG_BATCH_BEGIN);
         batch
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_bindings::utils::{align, finalize_nested_header, push_header, push_nested_header};
 
+use super::set;
 use crate::nft::{Match, Rule, Statement};
 use crate::types::Family;
 
@@ -46,10 +47,10 @@ const EXTHDR_TCP_OPTION: u32 = 1;
 const TCP_OPTION_MSS: u8 = 2;
 
 // Attribute numbers, by their NFTA_ names.
-const LIST_ELEM: u16 = 1;
+pub(super) const LIST_ELEM: u16 = 1;
 const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
@@ -81,10 +82,14 @@ pub(super) fn nest(buf: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8
     finalize_nested_header(buf, header);
 }
 
-/// Appends a rule's expressions, in order.
-pub(super) fn expressions(buf: &mut Vec<u8>, rule: &Rule) {
+/// Appends a rule's expressions, in order. `first_set`: number of the first of its [`set`]s.
+pub(super) fn expressions(buf: &mut Vec<u8>, rule: &Rule, first_set: u32) {
+    let mut sets = first_set..;
     for condition in &rule.matches {
-        condition_expressions(buf, condition);
+        match condition.prefixes() {
+            Some(prefixes) => lookup(buf, prefixes, sets.next().expect("there is no last one")),
+            None => condition_expressions(buf, condition),
+        }
     }
     for statement in &rule.statements {
         statement_expressions(buf, statement);
@@ -108,6 +113,7 @@ fn condition_expressions(buf: &mut Vec<u8>, condition: &Match) {
         Match::L4Proto(protocol) => l4_protocol(buf, *protocol),
         Match::Source { prefix, not } => address(buf, prefix, *not, Side::Source),
         Match::Destination { prefix, not } => address(buf, prefix, *not, Side::Destination),
+        Match::DestinationIn(_) => unreachable!("needs its set's number"),
         Match::SourcePort(first, last) => ports(buf, Side::Source, *first, *last),
         Match::DestinationPort(first, last) => ports(buf, Side::Destination, *first, *last),
         Match::UdpLength(length) => {
@@ -338,18 +344,34 @@ enum Side {
 /// Address fields: RFC 791 §3.1 bytes 12 and 16, RFC 8200 §3 bytes 8 and 24.
 fn address(buf: &mut Vec<u8>, prefix: &IpNetwork, not: bool, side: Side) {
     let network = octets(prefix.network());
-    let offset = match (prefix, side) {
-        (IpNetwork::V4(_), Side::Source) => 12,
-        (IpNetwork::V4(_), Side::Destination) => 16,
-        (IpNetwork::V6(_), Side::Source) => 8,
-        (IpNetwork::V6(_), Side::Destination) => 24,
-    };
-    condition_expressions(buf, &Match::Family(Family::of(&prefix.ip())));
-    payload(buf, libc::NFT_PAYLOAD_NETWORK_HEADER, offset, network.len() as u32);
+    address_field(buf, Family::of(&prefix.ip()), side);
     if usize::from(prefix.prefix()) < network.len() * 8 {
         mask(buf, &octets(prefix.mask()));
     }
     compare(buf, equality(not), &network);
+}
+
+/// One of the prefixes in that set.
+fn lookup(buf: &mut Vec<u8>, prefixes: &[IpNetwork], number_of_set: u32) {
+    let Some(first) = prefixes.first() else { return };
+    address_field(buf, Family::of(&first.ip()), Side::Destination);
+    expression(buf, "lookup", |buf| {
+        string(buf, 1, set::NAME);
+        number(buf, 2, REGISTER);
+        number(buf, 4, number_of_set);
+    });
+}
+
+/// Loads it, of packets of that family.
+fn address_field(buf: &mut Vec<u8>, family: Family, side: Side) {
+    let (offset, length) = match (family, side) {
+        (Family::V4, Side::Source) => (12, 4),
+        (Family::V4, Side::Destination) => (16, 4),
+        (Family::V6, Side::Source) => (8, 16),
+        (Family::V6, Side::Destination) => (24, 16),
+    };
+    condition_expressions(buf, &Match::Family(family));
+    payload(buf, libc::NFT_PAYLOAD_NETWORK_HEADER, offset, length);
 }
 
 /// Ports are the first two fields of TCP's, UDP's, SCTP's and DCCP's headers.
@@ -379,7 +401,7 @@ fn protocol_family(family: Family) -> u8 {
     }
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

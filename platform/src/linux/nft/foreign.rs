@@ -6,7 +6,7 @@ use netlink_socket2::NetlinkSocket;
 
 use super::batch::Batch;
 use super::encode::{bytes, string};
-use super::{USERDATA_COMMENT, encode_rule, header};
+use super::{USERDATA_COMMENT, encode_rule, header, set};
 use crate::nft::Rule;
 use crate::nft::foreign::{Place, Position, SeenChain, SeenRule, TableFamily, Verdict};
 use crate::{Error, Result};
@@ -136,8 +136,9 @@ pub(crate) fn insert_rules(place: &Place, rules: &[Rule]) -> Result<()> {
         Position::Last => (libc::NLM_F_CREATE | libc::NLM_F_APPEND, rules.iter().collect()),
     };
     for rule in ordered {
+        let first_set = set::push(&mut batch, family, &place.table, rule);
         batch.push_of(family, libc::NFT_MSG_NEWRULE, flags, "rule", |buf| {
-            encode_rule(buf, &place.table, &place.chain, rule);
+            encode_rule(buf, &place.table, &place.chain, rule, first_set);
             if let Position::Before(handle) = place.position {
                 bytes(buf, RULE_POSITION, &handle.to_be_bytes());
             }

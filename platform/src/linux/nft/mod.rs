@@ -3,6 +3,7 @@
 mod batch;
 mod encode;
 mod foreign;
+mod set;
 
 pub(super) use foreign::{delete_commented, insert_rules, seen_chains};
 
@@ -38,8 +39,9 @@ pub(crate) fn replace_table(table: &Table) -> Result<()> {
     for chain in &table.chains {
         for (index, rule) in chain.rules.iter().enumerate() {
             let step = format!("chain {}, rule {}", chain.name, index + 1);
+            let first_set = set::push(&mut batch, libc::NFPROTO_INET, &table.name, rule);
             batch.push(libc::NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, step, |buf| {
-                encode_rule(buf, &table.name, &chain.name, rule);
+                encode_rule(buf, &table.name, &chain.name, rule, first_set);
             });
         }
     }
@@ -118,6 +120,11 @@ fn check(table: &Table) -> std::result::Result<(), String> {
                 if let Match::Iif { name, .. } | Match::Oif { name, .. } = condition {
                     word("interface name", name, libc::IFNAMSIZ - 1)?;
                 }
+                if let Some(prefixes) = condition.prefixes()
+                    && prefixes.iter().any(|prefix| prefix.is_ipv4() != prefixes[0].is_ipv4())
+                {
+                    return Err("a set of prefixes of both families".to_owned());
+                }
             }
         }
     }
@@ -137,10 +144,11 @@ fn encode_chain(buf: &mut Vec<u8>, table: &str, chain: &Chain) {
     }
 }
 
-fn encode_rule(buf: &mut Vec<u8>, table: &str, chain: &str, rule: &Rule) {
+/// `first_set`: number of the first of its [`set`]s.
+fn encode_rule(buf: &mut Vec<u8>, table: &str, chain: &str, rule: &Rule, first_set: u32) {
     string(buf, 1, table);
     string(buf, 2, chain);
-    nest(buf, 4, |buf| encode::expressions(buf, rule));
+    nest(buf, 4, |buf| encode::expressions(buf, rule, first_set));
     if let Some(comment) = &rule.comment {
         let mut userdata = vec![USERDATA_COMMENT, comment.len() as u8 + 1];
         userdata.extend_from_slice(comment.as_bytes());
