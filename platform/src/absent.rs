@@ -51,6 +51,9 @@ pub fn confine(_keep: &[Capability]) -> Result<u32> {
 /// Gives up capabilities, which this system does not have.
 pub fn confine_thread() {}
 
+/// How late this thread's timers may be: as the system likes.
+pub fn timers_may_be_late(_slack: std::time::Duration) {}
+
 /// Whether directories are writable without capabilities, which this system does not have.
 pub fn reachable(_directories: &[&std::path::Path], _keep: &[Capability]) -> Result<bool> {
     Ok(true)

@@ -36,6 +36,15 @@ pub mod os;
 #[path = "windows/mod.rs"]
 pub mod os;
 
+/// A function that a trait of gotatun has only where sockets have marks: on Linux.
+#[macro_export]
+macro_rules! where_marks_are {
+    ($($function:tt)*) => {
+        #[cfg(target_os = "linux")]
+        $($function)*
+    };
+}
+
 use std::net::IpAddr;
 
 use firewall::Firewall;

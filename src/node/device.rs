@@ -2,6 +2,8 @@
 //! its standard input for the node's word that it is in the journal, then becomes the bundled device (the `gotatun`
 //! crate) or the program it was told. Its UAPI socket is where wg(8) looks for it.
 
+mod rest;
+
 use std::path::{Path, PathBuf};
 
 use gotatun::device::DeviceBuilder;
@@ -11,6 +13,7 @@ use peervpn_platform::os::{self, launch};
 use peervpn_platform::types::Capability;
 
 use crate::error::{Failure, Words};
+use rest::{Activity, Sockets};
 
 /// Bytes that the device's UDP sockets hold each way, or as many as net.core.{r,w}mem_max lets: a burst is not lost while
 /// its threads wait for a processor. As much as gotatun's own program asks for.
@@ -49,16 +52,18 @@ pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
 #[inline(never)] // 100 kB of stack, which the short commands would touch, too
 fn bundled(interface: &str) -> Result<(), Failure> {
     // the device encrypts on several threads, unlike the node
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
+    let activity = Activity::begin();
+    let (waiting, asked) = (activity.clone(), activity.clone());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_park(move || waiting.before_waiting())
+        .build()
+        .map_err(|error| failed(&error))?;
     runtime.block_on(async {
         let (name, _) = os::for_device(interface)?;
         let tun = TunDevice::from_name(&name).map_err(|error| failed(&error))?;
         let name = tun.name().map_err(|error| failed(&error))?;
-        let builder = DeviceBuilder::new()
-            .with_default_udp()
-            .udp_recv_buffer_size(SOCKET_BUFFER)
-            .udp_send_buffer_size(SOCKET_BUFFER)
-            .with_ip(tun);
+        let builder = DeviceBuilder::new().with_udp(Sockets::new(activity, SOCKET_BUFFER)).with_ip(tun);
         let (client, server) = UapiServer::new();
         let mut device = builder.with_uapi(server).build().await.map_err(|error| failed(&error))?;
         // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic
@@ -70,6 +75,7 @@ fn bundled(interface: &str) -> Result<(), Failure> {
                 () = stop.recv() => break,
                 accepted = listener.accept() => {
                     if let Ok(stream) = accepted {
+                        asked.told();
                         client.clone().wrap_read_write(stream);
                     }
                 }

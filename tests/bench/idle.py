@@ -54,7 +54,7 @@ def rows(_rounds):
     with Lab() as lab:
         backend = "kernel" if guest else "userspace"
         exit_ = lab.start_exit("--interface", "pvbidle", "--backend", backend)
-        time.sleep(3)
+        time.sleep(10)
         progress(f"an idle exit, {backend} back end, for {SECONDS} s")
         ours = measure(family(exit_.process.pid))
         others = {}

@@ -52,7 +52,7 @@ pub(crate) use lock::lock_holder;
 pub use names::{USUAL_DEVICE, for_device};
 pub use notify::{notify, watchdog};
 pub use privilege::{confine, confine_thread, reachable, writable};
-pub use timer::Timer;
+pub use timer::{Timer, timers_may_be_late};
 pub use uapi::UapiWireGuard;
 pub use uapi_listener::UapiListener;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};

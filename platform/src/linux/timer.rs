@@ -52,6 +52,19 @@ impl AsRawFd for Timer {
     }
 }
 
+/// How late this thread's timers may be, so that the kernel lets several of them be one; zero: as little as usual.
+/// PR_SET_TIMERSLACK(2const).
+pub fn timers_may_be_late(slack: Duration) {
+    thread_local! {
+        static SET: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
+    }
+    if SET.replace(slack) != slack {
+        let nanoseconds = libc::c_ulong::try_from(slack.as_nanos()).unwrap_or(libc::c_ulong::MAX);
+        // SAFETY: no pointers. It does not fail.
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, nanoseconds) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +87,16 @@ mod tests {
         }
         timer.set(Duration::MAX).unwrap();
         assert!(!readable_within(&timer, 0));
+    }
+
+    #[test]
+    fn a_thread_says_how_late_its_timers_may_be() {
+        // SAFETY: no pointers.
+        let slack = || Duration::from_nanos(unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) } as u64);
+        let usual = slack();
+        timers_may_be_late(Duration::from_millis(700));
+        assert_eq!(slack(), Duration::from_millis(700));
+        timers_may_be_late(Duration::ZERO);
+        assert_eq!(slack(), usual);
     }
 }

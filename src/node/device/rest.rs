@@ -1,0 +1,155 @@
+//! An idle userspace device rests. gotatun looks at its timers four times a second, also where nothing has a session that
+//! they could be about; then our threads let these looks come late, many in one. A packet, or a question, wakes them at
+//! once all the same, and what is overdue is done then.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use gotatun::packet::{Packet, PacketBufPool};
+use gotatun::udp::socket::UdpSocketFactory;
+use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
+use peervpn_platform::os;
+
+/// After the last packet: no session is good for longer (REJECT_AFTER_TIME is 180 s, WireGuard paper §6.1), and a peer
+/// with a persistent keepalive makes packets more often.
+const SESSION: Duration = Duration::from_secs(190);
+/// After it was told or asked something: a peer that is to be called makes packets by then.
+const TOLD: Duration = Duration::from_secs(3);
+/// How late its timers may be while it rests.
+const LATE: Duration = Duration::from_secs(30);
+
+/// When something last happened. Clones are of the same device.
+#[derive(Debug, Clone)]
+pub struct Activity(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    began: Instant,
+    /// Awake until then, in milliseconds since it began.
+    awake: AtomicU64,
+}
+
+impl Activity {
+    /// Of a device that is being set up.
+    pub fn begin() -> Self {
+        let activity = Activity(Arc::new(Shared { began: Instant::now(), awake: AtomicU64::new(0) }));
+        activity.told();
+        activity
+    }
+
+    /// It was told or asked something.
+    pub fn told(&self) {
+        self.stay_awake(TOLD);
+    }
+
+    fn packet(&self) {
+        self.stay_awake(SESSION);
+    }
+
+    fn now(&self) -> Duration {
+        self.0.began.elapsed()
+    }
+
+    fn stay_awake(&self, time: Duration) {
+        self.0.awake.fetch_max((self.now() + time).as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// For a thread that is about to wait.
+    pub fn before_waiting(&self) {
+        let rests = self.now().as_millis() as u64 > self.0.awake.load(Ordering::Relaxed);
+        os::timers_may_be_late(if rests { LATE } else { Duration::ZERO });
+    }
+}
+
+/// gotatun's own sockets, whose packets are noted.
+pub struct Sockets {
+    activity: Activity,
+    inner: UdpSocketFactory,
+}
+
+impl Sockets {
+    /// As large as asked for, in bytes each way, or as the system lets them be.
+    pub fn new(activity: Activity, buffer: usize) -> Self {
+        let inner = UdpSocketFactory { recv_buffer_size: Some(buffer), send_buffer_size: Some(buffer) };
+        Sockets { activity, inner }
+    }
+}
+
+/// One way of a socket.
+#[derive(Clone)]
+pub struct Noted<T> {
+    activity: Activity,
+    inner: T,
+}
+
+impl UdpTransportFactory for Sockets {
+    type Send = Noted<<UdpSocketFactory as UdpTransportFactory>::Send>;
+    type Recv = Noted<<UdpSocketFactory as UdpTransportFactory>::Recv>;
+
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(Self::Send, Self::Recv)> {
+        let (send, recv) = self.inner.bind(params).await?;
+        let activity = self.activity.clone();
+        Ok((Noted { activity: activity.clone(), inner: send }, Noted { activity, inner: recv }))
+    }
+}
+
+impl<T: UdpRecv> UdpRecv for Noted<T> {
+    type RecvManyBuf = T::RecvManyBuf;
+
+    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
+        let received = self.inner.recv_from(pool).await?;
+        self.activity.packet();
+        Ok(received)
+    }
+
+    async fn recv_many_from(
+        &mut self,
+        buffer: &mut Self::RecvManyBuf,
+        pool: &mut PacketBufPool,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        self.inner.recv_many_from(buffer, pool, packets).await?;
+        self.activity.packet();
+        Ok(())
+    }
+
+    fn enable_udp_gro(&self) -> io::Result<()> {
+        self.inner.enable_udp_gro()
+    }
+}
+
+impl<T: UdpSend> UdpSend for Noted<T> {
+    type SendManyBuf = T::SendManyBuf;
+
+    async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
+        self.activity.packet();
+        self.inner.send_to(packet, destination).await
+    }
+
+    fn max_number_of_packets_to_send(&self) -> usize {
+        self.inner.max_number_of_packets_to_send()
+    }
+
+    async fn send_many_to(
+        &self,
+        buffer: &mut Self::SendManyBuf,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        self.activity.packet();
+        self.inner.send_many_to(buffer, packets).await
+    }
+
+    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        self.inner.local_addr()
+    }
+
+    // other systems have no marks, and gotatun no such function there
+    peervpn_platform::where_marks_are! {
+        fn set_fwmark(&self, mark: u32) -> io::Result<()> {
+            self.inner.set_fwmark(mark)
+        }
+    }
+}
