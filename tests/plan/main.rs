@@ -5,3 +5,4 @@ mod filters;
 mod firewall;
 #[cfg(target_os = "linux")]
 mod firewall_lab;
+mod steps;

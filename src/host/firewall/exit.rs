@@ -196,6 +196,7 @@ impl ExitPolicy<'_> {
                 rules.push(closed(vec![into(&lan.interface), onto]));
             }
         }
+        rules.push(rule([], [Statement::Accept]));
         rules
     }
 
