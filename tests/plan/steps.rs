@@ -124,7 +124,7 @@ fn what_a_packet_meets_at_an_exit() {
 
     assert_eq!(at(&host, &Packet::outer("eth0", "", "198.51.100.7", "203.0.113.20")), passes(7));
     assert_eq!(at(&[Hook::Output], &Packet::outer("", "eth0", "203.0.113.20", "198.51.100.7")), passes(0));
-    assert_eq!(at(&through, &Packet::tcp("peervpn0", "eth0", "10.77.0.2", "192.0.2.80")), passes(11));
+    assert_eq!(at(&through, &Packet::tcp("peervpn0", "eth0", "10.77.0.2", "192.0.2.80")), passes(9));
     let back = Packet { original: false, ..Packet::tcp("eth0", "peervpn0", "192.0.2.80", "10.77.0.2") };
     assert_eq!(at(&through, &back), passes(8));
     assert_eq!(at(&host, &Packet::tcp("eth0", "", "198.51.100.7", "203.0.113.20")), passes(5));
@@ -146,7 +146,7 @@ fn what_a_packet_meets_at_a_peer() {
     let at = |hooks: &[Hook], packet: &Packet| way(&table, hooks, packet);
     let passes = |conditions| Way { passes: true, conditions };
 
-    assert_eq!(at(&[Hook::Output], &Packet::tcp("", "peervpn0", "10.77.0.1", "192.0.2.80")), passes(7));
+    assert_eq!(at(&[Hook::Output], &Packet::tcp("", "peervpn0", "10.77.0.1", "192.0.2.80")), passes(5));
     let outer = Packet { mark: FWMARK, ct_mark: FWMARK, ..Packet::outer("", "eth0", "198.51.100.7", "203.0.113.20") };
     assert_eq!(at(&[Hook::Output], &outer), passes(6));
     let outer = Packet { original: false, mark: 0, ..Packet::outer("eth0", "", "203.0.113.20", "198.51.100.7") };

@@ -9,8 +9,9 @@ use super::*;
 /// Unique local addresses, RFC 4193: tunnel addresses are such, and the exit itself answers for the rest.
 const UNIQUE_LOCAL: &str = "fc00::/7";
 
-/// The chain for what leaves the way it came.
+/// The chains for what leaves the way it came, and for what may.
 const OUTSIDE: &str = "outside";
+const OLDER: &str = "older";
 
 impl ConnectPolicy<'_> {
     pub(super) fn table(&self) -> Table {
@@ -21,6 +22,7 @@ impl ConnectPolicy<'_> {
                 base_chain("output", Kind::Route, Hook::Output, MANGLE, self.output()),
                 base_chain("leaving", Kind::Filter, Hook::Output, FILTER, self.leaving()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                plain_chain(OLDER, self.older()),
                 plain_chain(OUTSIDE, self.outside()),
                 closing::blocked_chain(),
                 refuse_chain(),
@@ -73,15 +75,25 @@ impl ConnectPolicy<'_> {
                 ),
             ),
         ];
-        for (first, last) in ranges(&self.listening) {
-            let matches =
-                [Match::CtNew, self.unmarked(), Match::TcpNotSyn, Match::SourcePort(first, last), not_into("lo")];
+        if !self.listening.is_empty() {
             rules.push(commented(
                 "connection from outside, older than its tracking",
-                rule(matches, [Statement::Jump(OUTSIDE.to_owned())]),
+                rule(
+                    [Match::CtNew, self.unmarked(), Match::TcpNotSyn, not_into("lo")],
+                    [Statement::Jump(OLDER.to_owned())],
+                ),
             ));
         }
         rules
+    }
+
+    /// By the ports this host listens on.
+    fn older(&self) -> Vec<Rule> {
+        let from = |(first, last)| [Match::L4Proto(IPPROTO_TCP), Match::SourcePort(first, last)];
+        ranges(&self.listening)
+            .into_iter()
+            .map(|range| rule(from(range), [Statement::Jump(OUTSIDE.to_owned())]))
+            .collect()
     }
 
     /// Leaves the way it came, but for what a tunnel address says.

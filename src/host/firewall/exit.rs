@@ -32,10 +32,11 @@ const INITIATION_UDP_LEN: u16 = 8 + 148;
 /// An initiation's first four bytes: type 1, three reserved ones.
 const INITIATION: u32 = 0x0100_0000;
 
-/// The chains for what passes from and to peers, and for initiations.
+/// The chains for what passes from and to peers, for initiations, and for DNS.
 const FROM_PEERS: &str = "from_peers";
 const TO_PEERS: &str = "to_peers";
 const FLOOD: &str = "flood";
+const RESOLVER: &str = "to_resolver";
 
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
@@ -50,6 +51,10 @@ fn from_doors() -> Match {
 
 fn nothing_else() -> Rule {
     commented("an invite opens nothing else", rule([from_doors()], [refuse()]))
+}
+
+fn sent_on() -> Rule {
+    rule([Match::CtDnat], [Statement::Jump(RESOLVER.to_owned())])
 }
 
 fn to_peers() -> Vec<Rule> {
@@ -69,6 +74,7 @@ impl ExitPolicy<'_> {
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
                 plain_chain(FLOOD, self.flood()),
+                plain_chain(RESOLVER, self.to_resolver()),
                 plain_chain(FROM_PEERS, self.from_peers()),
                 plain_chain(TO_PEERS, to_peers()),
                 base_chain("resolver", Kind::Nat, Hook::Prerouting, DSTNAT, self.resolver()),
@@ -141,7 +147,7 @@ impl ExitPolicy<'_> {
             return rules;
         }
         rules.push(rule([Match::CtEstablished], [Statement::Accept]));
-        rules.extend(self.to_resolver());
+        rules.push(sent_on());
         for address in addresses(self.v4, self.v6) {
             let echo_request = match address {
                 IpAddr::V4(_) => Match::IcmpType(ICMP_ECHO_REQUEST),
@@ -183,7 +189,7 @@ impl ExitPolicy<'_> {
             "would leave with a peer's tunnel address: no NAT applies",
             rule([Match::CtInvalid], [Statement::Counter, Statement::Drop]),
         ));
-        rules.extend(self.to_resolver());
+        rules.push(sent_on());
         if !self.allow_lan {
             let closed = |matches: Vec<Match>| commented("this host's LAN: closed to peers", rule(matches, [refuse()]));
             for family in Family::BOTH {
@@ -222,13 +228,13 @@ impl ExitPolicy<'_> {
         rules
     }
 
-    /// Lets those of peers through, wherever the resolver is: on the LAN, mostly.
+    /// Lets those of peers through that were sent on, wherever the resolver is: on the LAN, mostly.
     fn to_resolver(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         for (_, server) in self.resolvers() {
             for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
                 let query = [Match::L4Proto(protocol), Match::DestinationPort(DNS, DNS)];
-                rules.push(rule([&query[..], &[Match::CtDnat, to_address(server)]].concat(), [Statement::Accept]));
+                rules.push(rule([&[to_address(server)][..], &query].concat(), [Statement::Accept]));
             }
         }
         rules
