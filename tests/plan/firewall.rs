@@ -4,10 +4,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, table_name};
+use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, Surroundings, table_name};
 use peervpn::host::lan::Lan;
 use peervpn_platform::nft::{Rule, Statement, Table};
-use peervpn_platform::types::Family;
+use peervpn_platform::types::{Family, System};
 
 pub const V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
@@ -102,6 +102,19 @@ fn a_table_for_each_interface() {
     assert_eq!(table_name("peervpn0"), "peervpn");
     assert_eq!(table_name("pv1"), "peervpn-pv1");
     assert_eq!(table_name("peervpn1"), "peervpn-peervpn1");
+}
+
+/// The journal knows a firewall by this name alone: a kill switch that it does not find again is lost.
+#[test]
+fn every_systems_firewall_has_that_name() {
+    for system in [System::Linux, System::Macos, System::Windows] {
+        for interface in ["peervpn0", "pv1"] {
+            let policy = Policy::Connect(ConnectPolicy { interface, ..connect() });
+            let around = Surroundings { port: None, mtu: 1420, uplinks: Vec::new() };
+            let firewall = policy.firewall(system, &around).expect("every system can connect");
+            assert_eq!(firewall.name(), table_name(interface), "{system:?}");
+        }
+    }
 }
 
 #[test]

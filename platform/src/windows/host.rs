@@ -141,7 +141,7 @@ impl Host for SystemHost {
 
     fn firewall_stands(&mut self, firewall: &Firewall) -> Result<bool> {
         match firewall {
-            Firewall::Wfp(set) => Ok(wfp::names(&set.interface)? == Some(set.names())),
+            Firewall::Wfp(set) => Ok(wfp::names(&set.name)? == Some(set.names())),
             _ => Ok(false),
         }
     }

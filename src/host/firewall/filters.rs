@@ -62,7 +62,7 @@ impl ConnectPolicy<'_> {
                 kill_switch.filters(&mut forward, family, own);
             }
         }
-        FilterSet { interface: self.interface.to_owned(), filters }
+        FilterSet { name: table_name(self.interface), filters }
     }
 
     /// Tunnel addresses are reached through the tunnel only.
