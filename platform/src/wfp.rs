@@ -67,6 +67,15 @@ pub enum Condition {
         /// Any other one.
         not: bool,
     },
+    /// The interface by which it came in: of what is accepted or forwarded.
+    Arrival {
+        /// Its name.
+        name: String,
+        /// Any other one.
+        not: bool,
+    },
+    /// The interface by which what is accepted is answered. The engine asks again with that one alone when filters change.
+    Answer(String),
     /// It stays on this host.
     Loopback,
     /// Our own program file.
@@ -139,6 +148,9 @@ impl Display for Condition {
         match self {
             Condition::Interface { name, not: false } => write!(f, "interface {name}"),
             Condition::Interface { name, not: true } => write!(f, "interface not {name}"),
+            Condition::Arrival { name, not: false } => write!(f, "arriving on {name}"),
+            Condition::Arrival { name, not: true } => write!(f, "arriving not on {name}"),
+            Condition::Answer(name) => write!(f, "answered on {name}"),
             Condition::Loopback => f.write_str("loopback"),
             Condition::OurProgram => f.write_str("our program"),
             Condition::Protocol(number) => write!(f, "protocol {number}"),

@@ -56,7 +56,10 @@ fn policies_read_as_agreed() {
 /// A connection that is asked about.
 #[derive(Clone, Copy)]
 struct Packet<'a> {
+    /// Of its local address, when forwarded the one by which it leaves.
     interface: &'a str,
+    /// By which it came, if it did.
+    arrival: &'a str,
     local: IpAddr,
     remote: IpAddr,
     protocol: u8,
@@ -68,6 +71,9 @@ impl Packet<'_> {
     fn meets(&self, condition: &Condition) -> bool {
         match condition {
             Condition::Interface { name, not } => (name == self.interface) != *not,
+            Condition::Arrival { name, not } => (name == self.arrival) != *not,
+            // asked about when it comes: nothing is answered yet
+            Condition::Answer(_) => false,
             Condition::Loopback => self.remote.is_loopback(),
             Condition::OurProgram => self.ours,
             Condition::Protocol(protocol) => *protocol == self.protocol,
@@ -91,6 +97,7 @@ impl Packet<'_> {
 fn tcp(interface: &'static str, local: &str, remote: &str, port: u16) -> Packet<'static> {
     Packet {
         interface,
+        arrival: interface,
         local: local.parse().unwrap(),
         remote: remote.parse().unwrap(),
         protocol: 6,
@@ -146,6 +153,8 @@ fn a_split_tunnel_closes_only_what_it_carries() {
 #[test]
 fn tunnel_addresses_are_reached_through_the_tunnel_only() {
     let set = policy("connect.wfp");
-    assert_eq!(tcp("Ethernet", "10.77.0.1", "192.168.1.66", 22).verdict(&set, Layer::Accept), Action::Block);
-    assert_eq!(tcp(TUNNEL, "10.77.0.1", "10.77.0.2", 22).verdict(&set, Layer::Accept), Action::Permit);
+    let inside = tcp(TUNNEL, "10.77.0.1", "10.77.0.2", 22);
+    assert_eq!(inside.verdict(&set, Layer::Accept), Action::Permit);
+    // the address is the tunnel's, whichever way it comes
+    assert_eq!(Packet { arrival: "Ethernet", ..inside }.verdict(&set, Layer::Accept), Action::Block);
 }

@@ -325,13 +325,18 @@ fn layer_key(layer: Layer) -> GUID {
 impl Value {
     fn of(layer: Layer, condition: &Condition) -> Result<Value> {
         let forward = matches!(layer, Layer::Forward(_));
+        let link = |field, name: &str, not| -> Result<Value> {
+            Ok(Value::Number64 { field, not, number: Box::new(interface::luid(name)?.unwrap_or(NO_LINK)) })
+        };
         let number = |field, kind, number| Value::Number { field, kind, number, flags: false };
         Ok(match condition {
-            Condition::Interface { name, not } => Value::Number64 {
-                field: if forward { FWPM_CONDITION_IP_FORWARD_INTERFACE } else { FWPM_CONDITION_IP_LOCAL_INTERFACE },
-                not: *not,
-                number: Box::new(interface::luid(name)?.unwrap_or(NO_LINK)),
-            },
+            Condition::Interface { name, not } if forward => link(FWPM_CONDITION_IP_FORWARD_INTERFACE, name, *not)?,
+            Condition::Interface { name, not } => link(FWPM_CONDITION_IP_LOCAL_INTERFACE, name, *not)?,
+            Condition::Arrival { name, not } if forward => {
+                link(FWPM_CONDITION_IP_PHYSICAL_ARRIVAL_INTERFACE, name, *not)?
+            }
+            Condition::Arrival { name, not } => link(FWPM_CONDITION_IP_ARRIVAL_INTERFACE, name, *not)?,
+            Condition::Answer(name) => link(FWPM_CONDITION_IP_NEXTHOP_INTERFACE, name, false)?,
             Condition::Loopback => Value::Number {
                 field: FWPM_CONDITION_FLAGS,
                 kind: FWP_UINT32,

@@ -42,6 +42,14 @@ fn not_on(interface: &str) -> Condition {
     Condition::Interface { name: interface.to_owned(), not: true }
 }
 
+fn arriving_on(interface: &str) -> Condition {
+    Condition::Arrival { name: interface.to_owned(), not: false }
+}
+
+fn arriving_not_on(interface: &str) -> Condition {
+    Condition::Arrival { name: interface.to_owned(), not: true }
+}
+
 fn is(family: Family, prefix: &IpNetwork) -> bool {
     Family::of(&prefix.network()) == family
 }
@@ -69,7 +77,9 @@ impl ConnectPolicy<'_> {
     fn accepting(&self, mut accept: Chain, own: Option<IpNetwork>) {
         if let Some(own) = own {
             accept.permit([Condition::Loopback]);
-            accept.block([not_on(self.interface), Condition::Local(own)]);
+            // asked again after the first answer, when filters change, it knows no interface by which it came
+            accept.permit([Condition::Answer(self.interface.to_owned()), Condition::Local(own)]);
+            accept.block([arriving_not_on(self.interface), Condition::Local(own)]);
         }
     }
 
