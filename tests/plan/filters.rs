@@ -115,6 +115,9 @@ fn nothing_leaves_beside_the_tunnel() {
     assert_eq!(tcp(TUNNEL, "10.77.0.1", "203.0.113.9", 443).verdict(&set, Layer::Connect), Action::Permit);
     assert_eq!(tcp("Ethernet", "2001:db8:1::7", "2001:db8::9", 443).verdict(&set, Layer::Connect), Action::Block);
     assert_eq!(beside.verdict(&set, Layer::Forward), Action::Block, "of a virtual machine");
+    let answer = Packet { arrival: TUNNEL, ..tcp("vEthernet", "203.0.113.9", "172.20.0.2", 50_000) };
+    assert_eq!(answer.verdict(&set, Layer::Forward), Action::Permit, "to a virtual machine, out of the tunnel");
+    assert_eq!(Packet { arrival: "Ethernet", ..answer }.verdict(&set, Layer::Forward), Action::Block);
     assert_eq!(beside.verdict(&set, Layer::Accept), Action::Permit, "connections from outside stay");
     // the tunnel has gone, and another interface has its number: a program's own address is not the tunnel's
     assert_eq!(tcp(TUNNEL, "192.168.1.7", "203.0.113.9", 443).verdict(&set, Layer::Connect), Action::Block);

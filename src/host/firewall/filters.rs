@@ -67,6 +67,7 @@ impl ConnectPolicy<'_> {
             if let Some(kill_switch) = &self.kill_switch {
                 let mut forward = Chain { layer: Layer::Forward(family), filters: &mut filters };
                 forward.permit([on(self.interface)]);
+                forward.permit([arriving_on(self.interface)]);
                 kill_switch.filters(&mut forward, family, own);
             }
         }
