@@ -28,7 +28,10 @@ fn golden() -> Vec<(&'static str, FilterSet)> {
     let split = KillSwitch { allowed: &one, exclude: &other, ..closed };
     let split = ConnectPolicy { kill_switch: Some(split), dns: Some(OnlyDns { lan_servers: &resolver }), ..connect() };
     let dns = ConnectPolicy { dns: only_dns, v6: None, ..connect() };
+    let no_v6 = ConnectPolicy { refuse_v6: true, ..connect() };
     vec![
+        ("connect-exit-without-v6.wfp", no_v6.filters()),
+        ("connect-kill-switch-exit-without-v6.wfp", ConnectPolicy { refuse_v6: true, ..kill_switch.clone() }.filters()),
         ("connect-kill-switch.wfp", kill_switch.filters()),
         ("connect-kill-switch-no-lan.wfp", no_lan.filters()),
         ("connect-split.wfp", split.filters()),
@@ -151,6 +154,20 @@ fn a_split_tunnel_closes_only_what_it_carries() {
     assert_eq!(to("198.51.100.1"), Action::Block);
     assert_eq!(to("198.51.100.200"), Action::Permit, "excluded");
     assert_eq!(to("203.0.113.9"), Action::Permit);
+}
+
+#[test]
+fn an_exit_without_ipv6_is_asked_for_none() {
+    for name in ["connect-exit-without-v6.wfp", "connect-kill-switch-exit-without-v6.wfp"] {
+        let set = policy(name);
+        let to = |remote| tcp(TUNNEL, "fd77::1", remote, 443).verdict(&set, Layer::Connect);
+        assert_eq!(to("2001:db8::9"), Action::Block, "{name}");
+        assert_eq!(to("fd77::9"), Action::Permit, "{name}: the exit itself");
+        let v4 = tcp(TUNNEL, "10.77.0.1", "203.0.113.9", 443);
+        assert_eq!(v4.verdict(&set, Layer::Connect), Action::Permit, "{name}");
+    }
+    let beside = tcp("Ethernet", "2001:db8:1::7", "2001:db8::9", 443);
+    assert_eq!(beside.verdict(&policy("connect-exit-without-v6.wfp"), Layer::Connect), Action::Permit);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use peervpn_platform::types::Family;
 use peervpn_platform::wfp::{Action, Condition, Filter, FilterSet, Layer};
 
 use super::closing::{DHCP, DHCPV6, LINK_SCOPE, NEIGHBOUR_DISCOVERY};
+use super::connect::UNIQUE_LOCAL;
 use super::*;
 
 const IPPROTO_ICMPV6: u8 = 58;
@@ -61,6 +62,9 @@ impl ConnectPolicy<'_> {
         for family in Family::BOTH {
             let own = addresses(self.v4, self.v6).find(|address| Family::of(address) == family).map(IpNetwork::from);
             self.accepting(Chain { layer: Layer::Accept(family), filters: &mut filters }, own);
+            if self.refuse_v6 && family == Family::V6 {
+                self.refusing(Chain { layer: Layer::Connect(family), filters: &mut filters }, own);
+            }
             if self.dns.is_some() || self.kill_switch.is_some() {
                 self.connecting(Chain { layer: Layer::Connect(family), filters: &mut filters }, family, own);
             }
@@ -82,6 +86,16 @@ impl ConnectPolicy<'_> {
             accept.permit([Condition::Answer(self.interface.to_owned()), Condition::Local(own)]);
             accept.block([arriving_not_on(self.interface), Condition::Local(own)]);
         }
+    }
+
+    /// The exit has no IPv6: a program that is refused turns to IPv4 at once. What is forwarded could only be dropped, which
+    /// the exit does.
+    fn refusing(&self, mut connect: Chain, own: Option<IpNetwork>) {
+        if let Some(own) = own {
+            let prefix = UNIQUE_LOCAL.parse().expect("it is a prefix");
+            connect.permit([on(self.interface), Condition::Local(own), Condition::Remote(prefix)]);
+        }
+        connect.block([on(self.interface)]);
     }
 
     fn connecting(&self, mut connect: Chain, family: Family, own: Option<IpNetwork>) {
