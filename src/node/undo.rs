@@ -161,10 +161,11 @@ pub fn journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journ
 }
 
 /// The kernel state that a journal tells of is gone, with its boot or its network namespace (see [`elsewhere`]). Where
-/// the first line is lost, that is unknown: an undo checks what it finds.
+/// the first line is lost, or a boot has no name, that is unknown: an undo checks what it finds.
 fn gone(host: &mut SystemHost, journal: &Journal) -> bool {
     let here = host.namespace().unwrap_or_default();
-    journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host))
+    let (boot, now) = (journal.boot.as_deref().unwrap_or_default(), boot_id(host));
+    (!boot.is_empty() && !now.is_empty() && boot != now)
         || journal.namespace.is_some_and(|namespace| here != Some(namespace))
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{interface, nrpt, route, wfp, wireguard};
+use super::{boot, interface, nrpt, route, wfp, wireguard};
 use crate::firewall::Firewall;
 use crate::nft::Rule as NftRule;
 use crate::nft::foreign::{Place, SeenChain};
@@ -128,8 +128,7 @@ impl Host for SystemHost {
     }
 
     fn boot_id(&mut self) -> Result<String> {
-        // Windows has none; every undo looks at what it finds, so it can be tried after a start, too
-        Ok(String::new())
+        boot::id()
     }
 
     fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()> {

@@ -3,9 +3,9 @@
 //! ours but files, it ends with the system.
 
 use std::net::IpAddr;
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
-use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_NO_MORE_ITEMS, ERROR_NOT_FOUND};
+use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_NOT_FOUND};
 use windows_sys::Win32::NetworkManagement::IpHelper::{
     DNS_INTERFACE_SETTINGS, DNS_INTERFACE_SETTINGS_VERSION1, DNS_SETTING_IPV6, DNS_SETTING_NAMESERVER,
     SetInterfaceDnsSettings,
@@ -15,10 +15,10 @@ use windows_sys::Win32::System::Services::{
     CloseServiceHandle, ControlService, OpenSCManagerW, OpenServiceW, SC_MANAGER_CONNECT, SERVICE_CONTROL_PARAMCHANGE,
     SERVICE_PAUSE_CONTINUE, SERVICE_STATUS,
 };
-use windows_sys::core::GUID;
 
 use super::interface::{self, check};
-use super::text::{narrow, wide};
+use super::registry::{bytes, create, open};
+use super::text::{guid_text, wide};
 use super::wireguard::guid;
 use crate::types::Family;
 use crate::{OUR_ALIAS, Result};
@@ -29,112 +29,10 @@ const RULES: &str = r"SYSTEM\CurrentControlSet\Services\Dnscache\Parameters\DnsP
 const NAMES_SERVERS: u32 = 8;
 /// `Version` of a rule with these values, as Add-DnsClientNrptRule writes it.
 const VERSION: u32 = 2;
-/// Longest name of a registry key, in UTF-16 units with the zero.
-const KEY_NAME: usize = 256;
-
-/// An open registry key.
-struct Key(HKEY);
-
-impl Drop for Key {
-    fn drop(&mut self) {
-        // SAFETY: opened by us, closed once.
-        unsafe { RegCloseKey(self.0) };
-    }
-}
-
-fn create(parent: HKEY, path: &str, options: REG_OPEN_CREATE_OPTIONS) -> Result<Key> {
-    let (name, mut key) = (wide(path), null_mut());
-    // SAFETY: the name ends with zero; the key is written on success; the rest is null where that means the default.
-    let answer = unsafe {
-        RegCreateKeyExW(parent, name.as_ptr(), 0, null(), options, KEY_ALL_ACCESS, null(), &raw mut key, null_mut())
-    };
-    check(|| format!("create registry key {path}"), answer)?;
-    Ok(Key(key))
-}
-
-/// `None` if there is none.
-fn open(parent: HKEY, path: &str, access: REG_SAM_FLAGS) -> Result<Option<Key>> {
-    let (name, mut key) = (wide(path), null_mut());
-    // SAFETY: the name ends with zero; the key is written on success.
-    match unsafe { RegOpenKeyExW(parent, name.as_ptr(), 0, access, &raw mut key) } {
-        ERROR_FILE_NOT_FOUND => Ok(None),
-        answer => check(|| format!("open registry key {path}"), answer).map(|()| Some(Key(key))),
-    }
-}
-
-impl Key {
-    fn set(&self, name: &str, kind: REG_VALUE_TYPE, bytes: &[u8]) -> Result<()> {
-        let wide_name = wide(name);
-        // SAFETY: the name ends with zero; the bytes have the length given.
-        let answer = unsafe { RegSetValueExW(self.0, wide_name.as_ptr(), 0, kind, bytes.as_ptr(), bytes.len() as u32) };
-        check(|| format!("write registry value {name}"), answer)
-    }
-
-    fn set_text(&self, name: &str, text: &str) -> Result<()> {
-        self.set(name, REG_SZ, &bytes(&wide(text)))
-    }
-
-    fn set_number(&self, name: &str, number: u32) -> Result<()> {
-        self.set(name, REG_DWORD, &number.to_le_bytes())
-    }
-
-    /// A text; `None` if there is none, or one longer than any of ours.
-    fn text(&self, name: &str) -> Option<String> {
-        let (name, mut buffer) = (wide(name), [0_u16; 1024]);
-        let mut length = size_of_val(&buffer) as u32;
-        // SAFETY: the name ends with zero; the buffer has the length given, in bytes.
-        let answer = unsafe {
-            RegGetValueW(
-                self.0,
-                null(),
-                name.as_ptr(),
-                RRF_RT_REG_SZ,
-                null_mut(),
-                buffer.as_mut_ptr().cast(),
-                &raw mut length,
-            )
-        };
-        (answer == 0).then(|| narrow(&buffer))
-    }
-
-    fn names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        loop {
-            let mut name = [0_u16; KEY_NAME];
-            let mut length = KEY_NAME as u32;
-            let index = names.len() as u32;
-            // SAFETY: the buffer has the length given; the rest is null where nothing is asked for.
-            let answer = unsafe {
-                let name = name.as_mut_ptr();
-                RegEnumKeyExW(self.0, index, name, &raw mut length, null(), null_mut(), null_mut(), null_mut())
-            };
-            match answer {
-                ERROR_NO_MORE_ITEMS => return Ok(names),
-                _ => check(|| "list name resolution rules".to_owned(), answer)?,
-            }
-            names.push(narrow(&name));
-        }
-    }
-
-    fn delete(&self, name: &str) -> Result<()> {
-        let wide_name = wide(name);
-        // SAFETY: the name ends with zero.
-        match unsafe { RegDeleteTreeW(self.0, wide_name.as_ptr()) } {
-            ERROR_FILE_NOT_FOUND => Ok(()),
-            answer => check(|| format!("delete registry key {name}"), answer),
-        }
-    }
-}
-
-fn bytes(text: &[u16]) -> Vec<u8> {
-    text.iter().flat_map(|unit| unit.to_le_bytes()).collect()
-}
 
 /// `{xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx}`, the name of a node's rule.
 fn rule_name(interface: &str) -> String {
-    let GUID { data1, data2, data3, data4 } = guid(interface);
-    let tail = u64::from_be_bytes(data4);
-    format!("{{{data1:08X}-{data2:04X}-{data3:04X}-{:04X}-{:012X}}}", tail >> 48, tail & 0xffff_ffff_ffff)
+    format!("{{{}}}", guid_text(&guid(interface)))
 }
 
 /// A list as rules have it.
@@ -146,10 +44,10 @@ fn list(servers: &[IpAddr], separator: &str) -> String {
 pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
     set_adapter(interface, servers)?;
     // the rules of other programs live below it for good, so it must not be volatile, whoever makes it first
-    let rules = create(HKEY_LOCAL_MACHINE, RULES, REG_OPTION_NON_VOLATILE)?;
+    let (rules, _) = create(HKEY_LOCAL_MACHINE, RULES, REG_OPTION_NON_VOLATILE)?;
     let name = rule_name(interface);
     rules.delete(&name)?;
-    let rule = create(rules.0, &name, REG_OPTION_VOLATILE)?;
+    let (rule, _) = create(rules.0, &name, REG_OPTION_VOLATILE)?;
     // the mark first: what is left by a kill is known as ours
     rule.set_text("Comment", OUR_ALIAS)?;
     rule.set_text("DisplayName", &format!("PeerVPN {interface}"))?;
