@@ -19,7 +19,7 @@ use windows_sys::Win32::Security::{
 use windows_sys::Win32::Storage::FileSystem::{
     DELETE, FILE_APPEND_DATA, FILE_DELETE_CHILD, FILE_WRITE_DATA, WRITE_DAC, WRITE_OWNER,
 };
-use windows_sys::Win32::System::SystemServices::ACCESS_ALLOWED_ACE_TYPE;
+use windows_sys::Win32::System::SystemServices::{ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE};
 use windows_sys::Win32::System::Threading::{GetCurrentProcess, OpenProcessToken};
 
 use super::text::wide;
@@ -136,8 +136,11 @@ pub(crate) fn standing(path: &Path) -> io::Result<Standing> {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: every entry starts with a header.
-        if u32::from(unsafe { (*entry.cast::<ACE_HEADER>()).AceType }) != ACCESS_ALLOWED_ACE_TYPE {
-            continue;
+        match u32::from(unsafe { (*entry.cast::<ACE_HEADER>()).AceType }) {
+            ACCESS_ALLOWED_ACE_TYPE => {}
+            ACCESS_DENIED_ACE_TYPE => continue,
+            // of another form: on conditions, of parts of an object
+            _ => return Ok(Standing::Loose),
         }
         let entry: *mut ACCESS_ALLOWED_ACE = entry.cast();
         // SAFETY: an entry of this type is an ACCESS_ALLOWED_ACE, whose security identifier begins at SidStart.
