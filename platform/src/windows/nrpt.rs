@@ -2,26 +2,28 @@
 //! that no other adapter's servers are asked beside them. The rule is a volatile registry key: like everything else of
 //! ours but files, it ends with the system.
 
+use std::mem::transmute;
 use std::net::IpAddr;
 use std::ptr::null;
 
 use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_NOT_FOUND};
 use windows_sys::Win32::NetworkManagement::IpHelper::{
     DNS_INTERFACE_SETTINGS, DNS_INTERFACE_SETTINGS_VERSION1, DNS_SETTING_IPV6, DNS_SETTING_NAMESERVER,
-    SetInterfaceDnsSettings,
 };
+use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleW, GetProcAddress};
 use windows_sys::Win32::System::Registry::*;
 use windows_sys::Win32::System::Services::{
     CloseServiceHandle, ControlService, OpenSCManagerW, OpenServiceW, SC_MANAGER_CONNECT, SERVICE_CONTROL_PARAMCHANGE,
     SERVICE_PAUSE_CONTINUE, SERVICE_STATUS,
 };
+use windows_sys::core::GUID;
 
 use super::interface::{self, check};
 use super::registry::{bytes, create, open};
 use super::text::{guid_text, wide};
 use super::wireguard::guid;
 use crate::types::Family;
-use crate::{OUR_ALIAS, Result};
+use crate::{Error, OUR_ALIAS, Result};
 
 /// Where local rules are, a key each.
 const RULES: &str = r"SYSTEM\CurrentControlSet\Services\Dnscache\Parameters\DnsPolicyConfig";
@@ -40,8 +42,29 @@ fn list(servers: &[IpAddr], separator: &str) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }
 
+type SetInterfaceDnsSettings = unsafe extern "system" fn(GUID, *const DNS_INTERFACE_SETTINGS) -> u32;
+
+/// Looked for, not linked: where it is missing not even `--help` would start.
+fn setter() -> Option<SetInterfaceDnsSettings> {
+    // SAFETY: the names end with zero; the library is linked, so it stays.
+    let found = unsafe {
+        GetProcAddress(GetModuleHandleW(wide("iphlpapi.dll").as_ptr()), c"SetInterfaceDnsSettings".as_ptr().cast())
+    };
+    // SAFETY: the function has the type that netioapi.h gives it.
+    found.map(|found| unsafe { transmute::<unsafe extern "system" fn() -> isize, SetInterfaceDnsSettings>(found) })
+}
+
+/// Whether this Windows can be told our servers; asked before DNS is changed.
+pub(super) fn supported() -> Result<()> {
+    setter().map(drop).ok_or(Error::Unsupported {
+        what: "changing DNS before version 2004 of Windows 10",
+        instead: "leave DNS as it is with --dns none, or update Windows",
+    })
+}
+
 /// Sends every name's queries to these servers.
 pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
+    supported()?;
     set_adapter(interface, servers)?;
     // the rules of other programs live below it for good, so it must not be volatile, whoever makes it first
     let (rules, _) = create(HKEY_LOCAL_MACHINE, RULES, REG_OPTION_NON_VOLATILE)?;
@@ -99,6 +122,7 @@ fn remove_rules(which: impl Fn(&str, &str) -> bool) -> Result<()> {
 /// The servers of our adapter; none there, no error: its settings are asked for only while it is up.
 fn set_adapter(interface: &str, servers: &[IpAddr]) -> Result<()> {
     let Some(entry) = interface::find(interface)?.filter(|entry| entry.link.alias.is_some()) else { return Ok(()) };
+    let Some(set) = setter() else { return Ok(()) };
     for family in Family::BOTH {
         let of_family: Vec<IpAddr> = servers.iter().copied().filter(|server| Family::of(server) == family).collect();
         let mut text = wide(list(&of_family, ","));
@@ -110,7 +134,7 @@ fn set_adapter(interface: &str, servers: &[IpAddr]) -> Result<()> {
             ..Default::default()
         };
         // SAFETY: the settings and their text live through the call.
-        match unsafe { SetInterfaceDnsSettings(entry.guid, &raw const settings) } {
+        match unsafe { set(entry.guid, &raw const settings) } {
             ERROR_FILE_NOT_FOUND | ERROR_NOT_FOUND if servers.is_empty() => {}
             answer => check(|| format!("set the DNS servers of {interface}"), answer)?,
         }
