@@ -27,6 +27,8 @@ use crate::{Error, OUR_ALIAS, Result};
 
 /// Where local rules are, a key each.
 const RULES: &str = r"SYSTEM\CurrentControlSet\Services\Dnscache\Parameters\DnsPolicyConfig";
+/// Where those of a group policy are: if there are any, the local ones do not count.
+const POLICY: &str = r"SOFTWARE\Policies\Microsoft\Windows NT\DNSClient\DnsPolicyConfig";
 /// `ConfigOptions`: the rule names servers; [MS-GPNRPT] §2.2.2.13.
 const NAMES_SERVERS: u32 = 8;
 /// `Version` of a rule with these values, as Add-DnsClientNrptRule writes it.
@@ -81,6 +83,13 @@ pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
     // every name; a list of texts ends with an empty one
     rule.set("Name", REG_MULTI_SZ, &bytes(&[wide("."), vec![0]].concat()))?;
     reload();
+    if let Some(policy) = open(HKEY_LOCAL_MACHINE, POLICY, KEY_READ)?
+        && !policy.names()?.is_empty()
+    {
+        tracing::warn!(
+            "a group policy has name resolution rules, beside which ours does not count: names may not resolve"
+        );
+    }
     Ok(())
 }
 
