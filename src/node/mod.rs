@@ -213,6 +213,14 @@ pub fn conceal_argument(argument: &str) {
     process::conceal_argument(argument);
 }
 
+/// Refuses a configuration file that nobody named and that others may have put there.
+pub fn check_config(file: &std::path::Path) -> Result<(), Failure> {
+    files::check_place(file).map_err(|error| {
+        Failure::new(crate::error::chain(&error), "look at it, then name it with --config FILE, or remove it")
+            .host("unchanged")
+    })
+}
+
 /// Whether this process may do what a node does.
 pub fn privileged() -> bool {
     os::privileged()
