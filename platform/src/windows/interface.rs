@@ -10,8 +10,10 @@ use windows_sys::Win32::Foundation::{
 use windows_sys::Win32::NetworkManagement::IpHelper::*;
 use windows_sys::Win32::NetworkManagement::Ndis::{IfOperStatusUp, NET_LUID_LH};
 use windows_sys::Win32::Networking::WinSock::{AF_INET, AF_INET6, AF_UNSPEC, IpDadStatePreferred, SOCKADDR_INET};
+use windows_sys::Win32::System::Registry::{HKEY_LOCAL_MACHINE, KEY_READ};
 use windows_sys::core::GUID;
 
+use super::registry;
 use super::text::{narrow, wide};
 use crate::types::*;
 use crate::{Error, OUR_ALIAS, Result, wireguard_nt};
@@ -24,6 +26,10 @@ const DESCRIPTION: &str = "PeerVPN Tunnel";
 const FILTER_INTERFACE: u8 = 1 << 1;
 /// Interface metric of our link: asked before every other one.
 const METRIC: u32 = 0;
+/// Where IPv6 is switched off, and the bit that does so for every link but loopback and Teredo's kind; "Guidance for
+/// configuring IPv6 in Windows".
+const V6_SETTINGS: &str = r"SYSTEM\CurrentControlSet\Services\Tcpip6\Parameters";
+const NOT_ON_LINKS: u32 = 0x10;
 /// Smallest MTU of IPv6, RFC 8200 §5; Windows refuses less for it.
 const V6_MTU: u32 = 1280;
 
@@ -176,6 +182,15 @@ pub(super) fn add_address(link: &str, prefix: IpNetwork) -> Result<()> {
         ERROR_OBJECT_ALREADY_EXISTS => Ok(()),
         answer => check(|| operation, answer),
     }
+}
+
+/// Whether this system has IPv6, and new links get it.
+pub(super) fn ipv6() -> Result<bool> {
+    // the loopback has it unless it was taken out of the whole system, also where all other links are to be without
+    let Some(loopback) = entries()?.into_iter().find(|entry| entry.link.loopback) else { return Ok(false) };
+    let settings = registry::open(HKEY_LOCAL_MACHINE, V6_SETTINGS, KEY_READ)?;
+    let without = settings.and_then(|settings| settings.number("DisabledComponents")).unwrap_or(0);
+    Ok(without & NOT_ON_LINKS == 0 && family_entry(loopback.luid, Family::V6)?.is_some())
 }
 
 /// A link's settings for one family; `None` if it does not have that family.

@@ -79,6 +79,17 @@ impl Key {
         (answer == 0).then(|| narrow(&buffer))
     }
 
+    /// A number; `None` if there is none.
+    pub(super) fn number(&self, name: &str) -> Option<u32> {
+        let (name, mut number, mut length) = (wide(name), 0_u32, size_of::<u32>() as u32);
+        // SAFETY: the name ends with zero; the number has the length given.
+        let answer = unsafe {
+            let number = (&raw mut number).cast();
+            RegGetValueW(self.0, null(), name.as_ptr(), RRF_RT_REG_DWORD, null_mut(), number, &raw mut length)
+        };
+        (answer == 0).then_some(number)
+    }
+
     pub(super) fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         loop {
