@@ -60,12 +60,10 @@ pub fn dead(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Res
     Ok(Dead { closed, names: journal.names })
 }
 
-/// Whether the rules that close are seen, where the system shows rules.
+/// Whether the rules that close are seen.
 fn kill_switch_stands(host: &mut SystemHost, interface: &str) -> Result<bool, Error> {
-    let table = firewall::table_name(interface);
-    let closes = |comment: &Option<String>| comment.as_deref() == Some(firewall::KILL_SWITCH);
-    let chains = host.seen_chains()?;
-    Ok(chains.iter().any(|chain| chain.table == table && chain.rules.iter().any(|rule| closes(&rule.comment))))
+    let rules = host.firewall_rules(&firewall::table_name(interface))?;
+    Ok(firewall::closes(os::SYSTEM, &rules))
 }
 
 /// A network namespace that is not this one, and where a killed node's changes lie.

@@ -13,7 +13,7 @@ use super::firewall::{connect, path};
 const TUNNEL: &str = "peervpn0";
 
 /// Every policy that has a golden file.
-fn golden() -> Vec<(&'static str, FilterSet)> {
+pub fn golden() -> Vec<(&'static str, FilterSet)> {
     let lan = |interface: &str, prefix: &str| Lan { interface: interface.into(), prefix: prefix.parse().unwrap() };
     let lans = [lan("Ethernet", "192.168.1.0/24"), lan("Ethernet", "2001:db8:1::/64")];
     let everything = Family::BOTH.map(Family::default_prefix);

@@ -140,6 +140,10 @@ impl Host for SystemHost {
         }
     }
 
+    fn firewall_rules(&mut self, name: &str) -> Result<Vec<String>> {
+        Ok(wfp::names(name)?.unwrap_or_default())
+    }
+
     fn delete_firewall(&mut self, name: &str) -> Result<()> {
         wfp::delete(name)
     }
