@@ -208,9 +208,9 @@ fn choose_backend(choice: &BackendChoice) -> Result<(Backend, Option<std::path::
     }
 }
 
-/// Hides an argument of ours from the system's list of processes.
-pub fn conceal_argument(argument: &str) {
-    process::conceal_argument(argument);
+/// Hides an argument of ours from the system's list of processes; whether that was possible.
+pub fn conceal_argument(argument: &str) -> bool {
+    process::conceal_argument(argument)
 }
 
 /// Refuses a configuration file that nobody named and that others may have put there.
