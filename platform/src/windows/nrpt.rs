@@ -68,8 +68,21 @@ pub(super) fn supported() -> Result<()> {
 pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
     supported()?;
     set_adapter(interface, servers)?;
+    set_rule(RULES, interface, servers)?;
+    if let Some(policy) = open(HKEY_LOCAL_MACHINE, POLICY, KEY_READ)?
+        && !policy.names()?.is_empty()
+    {
+        tracing::warn!(
+            "a group policy has name resolution rules, beside which ours does not count: names may not resolve"
+        );
+    }
+    Ok(())
+}
+
+/// Puts our rule among these.
+fn set_rule(rules: &str, interface: &str, servers: &[IpAddr]) -> Result<()> {
     // the rules of other programs live below it for good, so it must not be volatile, whoever makes it first
-    let (rules, _) = create(HKEY_LOCAL_MACHINE, RULES, REG_OPTION_NON_VOLATILE)?;
+    let (rules, _) = create(HKEY_LOCAL_MACHINE, rules, REG_OPTION_NON_VOLATILE)?;
     let name = rule_name(interface);
     rules.delete(&name)?;
     let (rule, _) = create(rules.0, &name, REG_OPTION_VOLATILE)?;
@@ -83,19 +96,16 @@ pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
     // every name; a list of texts ends with an empty one
     rule.set("Name", REG_MULTI_SZ, &bytes(&[wide("."), vec![0]].concat()))?;
     reload();
-    if let Some(policy) = open(HKEY_LOCAL_MACHINE, POLICY, KEY_READ)?
-        && !policy.names()?.is_empty()
-    {
-        tracing::warn!(
-            "a group policy has name resolution rules, beside which ours does not count: names may not resolve"
-        );
-    }
     Ok(())
 }
 
 /// The servers that our rule names; none if there is no rule of ours.
 pub(super) fn servers(interface: &str) -> Result<Vec<IpAddr>> {
-    let path = format!(r"{RULES}\{}", rule_name(interface));
+    servers_among(RULES, interface)
+}
+
+fn servers_among(rules: &str, interface: &str) -> Result<Vec<IpAddr>> {
+    let path = format!(r"{rules}\{}", rule_name(interface));
     let Some(rule) = open(HKEY_LOCAL_MACHINE, &path, KEY_READ)? else { return Ok(Vec::new()) };
     let text = rule.text("GenericDNSServers").unwrap_or_default();
     Ok(text.split(';').filter_map(|server| server.parse().ok()).collect())
@@ -103,17 +113,17 @@ pub(super) fn servers(interface: &str) -> Result<Vec<IpAddr>> {
 
 /// Takes the rule back, and the adapter's servers if it is there still.
 pub(super) fn remove(interface: &str) -> Result<()> {
-    remove_rules(|name, _| name.eq_ignore_ascii_case(&rule_name(interface)))?;
+    remove_rules(RULES, |name, _| name.eq_ignore_ascii_case(&rule_name(interface)))?;
     set_adapter(interface, &[])
 }
 
 /// Takes back every rule of ours, of whichever node.
 pub(super) fn remove_all() -> Result<()> {
-    remove_rules(|_, comment| comment == OUR_ALIAS)
+    remove_rules(RULES, |_, comment| comment == OUR_ALIAS)
 }
 
-fn remove_rules(which: impl Fn(&str, &str) -> bool) -> Result<()> {
-    let Some(rules) = open(HKEY_LOCAL_MACHINE, RULES, KEY_ALL_ACCESS)? else { return Ok(()) };
+fn remove_rules(rules: &str, which: impl Fn(&str, &str) -> bool) -> Result<()> {
+    let Some(rules) = open(HKEY_LOCAL_MACHINE, rules, KEY_ALL_ACCESS)? else { return Ok(()) };
     let mut any = false;
     for name in rules.names()? {
         let comment = open(rules.0, &name, KEY_READ)?.and_then(|rule| rule.text("Comment")).unwrap_or_default();
@@ -171,5 +181,33 @@ fn reload() {
             CloseServiceHandle(service);
         }
         CloseServiceHandle(manager);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_ours_are_set_read_and_removed_and_others_stay() {
+        // not where anybody looks for rules
+        let software = open(HKEY_LOCAL_MACHINE, "SOFTWARE", KEY_ALL_ACCESS).unwrap().unwrap();
+        let name = format!("PeerVPN test {}", std::process::id());
+        let rules = format!(r"SOFTWARE\{name}");
+        let servers = |interface| servers_among(&rules, interface).unwrap();
+        let (one, two): ([IpAddr; 2], [IpAddr; 1]) =
+            (["10.77.0.1".parse().unwrap(), "fd77::1".parse().unwrap()], ["10.77.0.2".parse().unwrap()]);
+        set_rule(&rules, "peervpn0", &two).unwrap();
+        set_rule(&rules, "peervpn0", &one).unwrap();
+        set_rule(&rules, "peervpn1", &two).unwrap();
+        let (other, _) = create(software.0, &format!(r"{name}\other"), REG_OPTION_NON_VOLATILE).unwrap();
+        other.set_text("Comment", "someone else's").unwrap();
+        assert_eq!((servers("peervpn0"), servers("peervpn1")), (one.to_vec(), two.to_vec()));
+        remove_rules(&rules, |name, _| name == rule_name("peervpn1")).unwrap();
+        assert_eq!((servers("peervpn0"), servers("peervpn1")), (one.to_vec(), Vec::new()));
+        remove_rules(&rules, |_, comment| comment == OUR_ALIAS).unwrap();
+        let left = open(HKEY_LOCAL_MACHINE, &rules, KEY_READ).unwrap().unwrap().names().unwrap();
+        software.delete(&name).unwrap();
+        assert_eq!(left, ["other"]);
     }
 }
