@@ -23,6 +23,8 @@ mod dns;
 pub mod doctor;
 pub mod event;
 pub mod exit;
+#[cfg(test)]
+mod fake;
 mod guard;
 pub mod info;
 pub mod invite;
