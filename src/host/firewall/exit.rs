@@ -69,7 +69,7 @@ impl ExitPolicy<'_> {
                 base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
                 plain_chain(FLOOD, self.flood()),
-                plain_chain(FROM_PEERS, self.from_peers()),
+                plain_chain(FROM_PEERS, self.peers_send()),
                 plain_chain(TO_PEERS, to_peers()),
                 base_chain("resolver", Kind::Nat, Hook::Prerouting, DSTNAT, self.resolver()),
                 base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
@@ -168,7 +168,7 @@ impl ExitPolicy<'_> {
     }
 
     /// No shortcut for established connections: a flag that is taken away also ends the connections it had opened.
-    fn from_peers(&self) -> Vec<Rule> {
+    fn peers_send(&self) -> Vec<Rule> {
         let mut rules = vec![clamp_mss(), nothing_else()];
 
         // Peers' addresses lie in the LAN ranges, so decide this first.
