@@ -179,7 +179,7 @@ pub enum Match {
 
 impl Match {
     /// Those of a [`Match::DestinationIn`].
-    pub(crate) fn prefixes(&self) -> Option<&[IpNetwork]> {
+    pub fn prefixes(&self) -> Option<&[IpNetwork]> {
         if let Match::DestinationIn(prefixes) = self { Some(prefixes) } else { None }
     }
 }
