@@ -331,6 +331,15 @@ impl Host for FakeHost {
         })
     }
 
+    fn delete_marked(&mut self) -> Result<()> {
+        self.change("delete what is marked", |state| {
+            // there is none but ours
+            state.firewalls.clear();
+            state.dns.clear();
+            None
+        })
+    }
+
     fn set_dns(&mut self, interface: &str, servers: &[IpAddr]) -> Result<()> {
         self.change("set DNS servers", |state| {
             state.dns.insert(interface.to_owned(), servers.to_vec());

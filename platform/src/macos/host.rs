@@ -487,6 +487,12 @@ impl Host for SystemHost {
         pf::delete(name)
     }
 
+    fn delete_marked(&mut self) -> Result<()> {
+        // the one, whatever becomes of the other
+        let firewall = pf::delete_all();
+        dns::remove_all().and(firewall)
+    }
+
     fn set_dns(&mut self, interface: &str, servers: &[IpAddr]) -> Result<()> {
         dns::set(interface, servers)
     }

@@ -101,6 +101,11 @@ pub(super) fn stands(anchor: &Anchor) -> Result<bool> {
     Ok(count == anchor.count() && references()?.iter().any(|reference| ours(reference, Some(std::process::id()))))
 }
 
+/// Removes the rules of every node.
+pub(super) fn delete_all() -> Result<()> {
+    said::anchors(&pfctl(&["-a", BELOW, "-s", "Anchors"], "")?).into_iter().try_for_each(delete)
+}
+
 /// Removes rules of ours, and releases the references that nothing of ours needs any more: this process's, and those of
 /// nodes that are dead.
 pub(super) fn delete(name: &str) -> Result<()> {

@@ -289,12 +289,14 @@ fn after_a_reboot_only_what_outlives_it_is_taken_back() {
 
 #[test]
 fn without_a_journal_what_bears_our_marks_goes() {
-    let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("sweep"));
-    killed_node(&host, &scratch.0, System::Linux);
-    let (left, found) = undo::sweep(&mut host.clone(), None);
-    assert!(left.none() && found);
-    // settings bear none
-    assert_eq!(State { settings: untouched().settings, ..host.state() }, untouched());
+    for system in SYSTEMS {
+        let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("sweep"));
+        killed_node(&host, &scratch.0, system);
+        let (left, found) = undo::sweep(&mut host.clone(), None);
+        assert!(left.none() && found);
+        // settings bear none
+        assert_eq!(State { settings: untouched().settings, ..host.state() }, untouched(), "{system}");
+    }
 }
 
 /// The systems whose rules are named by their table: what the next node looks for in the journal.
