@@ -286,8 +286,20 @@ impl Host for FakeHost {
         })
     }
 
-    fn route_lookup(&mut self, _destination: IpAddr, _mark: u32) -> Result<Option<RouteLookup>> {
-        Ok(None)
+    fn route_lookup(&mut self, destination: IpAddr, _mark: u32) -> Result<Option<RouteLookup>> {
+        self.read(|state| {
+            let fits = state.routes.iter().filter(|route| route.destination.contains(destination));
+            let route = fits.max_by_key(|route| route.destination.prefix())?;
+            let link = state.links.iter().find(|link| Some(&link.name) == route.oif.as_ref())?;
+            Some(RouteLookup {
+                ifindex: link.index,
+                interface: link.name.clone(),
+                source: destination,
+                gateway: route.gateway,
+                mtu: link.mtu,
+                table: route.table,
+            })
+        })
     }
 
     fn sysctl(&mut self, key: &str) -> Result<Option<String>> {
