@@ -70,7 +70,7 @@ impl Applier {
 
 impl<H: Host> Applier<H> {
     /// [`Applier::open`] on that host.
-    fn open_on(
+    pub(super) fn open_on(
         mut host: H,
         places: &Places,
         interface: &str,
