@@ -211,6 +211,22 @@ proptest! {
     }
 
     #[test]
+    fn what_nodes_left_is_found_among_others(
+        nodes in proptest::collection::vec("[!-.0-~]{1,15}", 0..5),
+        others in proptest::collection::vec("[!-.0-~]{1,15}", 0..5),
+        noise in "\\PC{0,200}",
+    ) {
+        let mut text: String = others.iter().map(|name| format!("  com.apple/250.{name}\n")).collect();
+        text.extend(nodes.iter().map(|name| format!("  com.apple/peervpn-{name}\n")));
+        let names: Vec<String> = nodes.iter().map(|name| format!("peervpn-{name}")).collect();
+        prop_assert_eq!(pf::anchors(&text), names.clone());
+        let keys = others.into_iter().chain(names.iter().cloned()).map(|name| format!("State:/Network/Service/{name}/DNS"));
+        let answer: String = keys.enumerate().map(|(at, key)| format!("  subKey [{at}] = {key}\n")).collect();
+        prop_assert_eq!(dns::services(&answer), names);
+        prop_assert!(pf::anchors(&noise).len() + dns::services(&noise).len() <= noise.lines().count());
+    }
+
+    #[test]
     fn a_utun_is_a_name_that_fits(text in prop_oneof!["utun[0-9]{0,12}\n?", "[utn0-9/. \n]{0,16}", "\\PC{0,40}"]) {
         if let Some(name) = names::utun(&text) {
             prop_assert!(name.len() < 16 && text.trim_end() == name);

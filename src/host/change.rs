@@ -115,8 +115,11 @@ pub enum Undo {
         /// [`Firewall::name`].
         name: String,
     },
-    /// Delete our route.
-    Route(Route),
+    /// Delete our route. Not beside its fields: it has a `kind` of its own.
+    Route {
+        /// As it was added.
+        route: Route,
+    },
     /// Delete our policy rule.
     Rule(Rule),
     /// Delete our rules, known by their comment, from another program's chain.
@@ -210,7 +213,7 @@ impl Undo {
             | Undo::Link { .. }
             | Undo::Process { .. }
             | Undo::Firewall { .. }
-            | Undo::Route(_)
+            | Undo::Route { .. }
             | Undo::Rule(_)
             | Undo::ResolvedLink { .. }
             | Undo::ForeignAccept { .. } => false,
@@ -261,7 +264,7 @@ impl fmt::Display for Undo {
             Undo::Link { name } => write!(f, "delete interface {name}"),
             Undo::Process { id, interface } => write!(f, "end the device process {} of {interface}", id.pid),
             Undo::Firewall { name } => write!(f, "delete firewall rules {name}"),
-            Undo::Route(route) => write!(f, "delete route {} (table {})", route.destination, route.table),
+            Undo::Route { route } => write!(f, "delete route {} (table {})", route.destination, route.table),
             Undo::Rule(rule) => write!(f, "delete policy rule (priority {}, table {})", rule.priority, rule.table),
             Undo::ForeignAccept { place, comment } => {
                 write!(f, "delete rules with comment {comment} from firewall chain {place}")

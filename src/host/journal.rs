@@ -169,6 +169,73 @@ mod tests {
     }
 
     #[test]
+    fn every_undo_is_read_as_it_was_written() {
+        use peervpn_platform::nft::foreign::{Place, Position, TableFamily};
+        use peervpn_platform::types::*;
+
+        use crate::host::change::PortMapping;
+
+        let (name, address) = (|| "one".to_owned(), "192.0.2.1".parse().unwrap());
+        let resolvconf = Resolvconf { program: "/sbin/resolvconf".into(), kind: ResolvconfKind::Openresolv };
+        let undos = [
+            Undo::Sysctl { key: name(), was: "0".into(), set: "1".into(), beside: vec![(name(), "0".into())] },
+            Undo::Settings { values: vec![(name(), "0".into())] },
+            link("one"),
+            Undo::Process { id: ProcessId { pid: 7, started: 8 }, interface: name() },
+            Undo::Firewall { name: name() },
+            Undo::Route {
+                route: Route {
+                    table: 254,
+                    destination: "0.0.0.0/1".parse().unwrap(),
+                    kind: RouteKind::Other(7),
+                    oif: Some(name()),
+                    gateway: Some(std::net::IpAddr::V4(address)),
+                    metric: None,
+                    protocol: 80,
+                    mtu: Some(1420),
+                },
+            },
+            Undo::Rule(Rule {
+                family: Family::V6,
+                priority: 5180,
+                fwmark: Some((1, 2)),
+                invert: true,
+                table: 51820,
+                suppress_prefixlen: Some(0),
+                protocol: 80,
+            }),
+            Undo::ForeignAccept {
+                place: Place { family: TableFamily::Ip, table: name(), chain: name(), position: Position::Before(3) },
+                comment: name(),
+            },
+            Undo::PortMapping(PortMapping::Pcp { gateway: address, client: address, port: 1, nonce: [9; 12] }),
+            Undo::PortMapping(PortMapping::NatPmp { gateway: address, client: address, port: 1 }),
+            Undo::PortMapping(PortMapping::Upnp {
+                server: "192.0.2.1:80".parse().unwrap(),
+                path: "/".into(),
+                service: name(),
+                external_port: 1,
+                client: address,
+                port: 2,
+                permanent: true,
+            }),
+            Undo::File {
+                path: "/etc/resolv.conf".into(),
+                was: FileState::Link { target: "../run/x".into() },
+                set: name(),
+                in_place: false,
+            },
+            Undo::ResolvedLink { interface: name() },
+            Undo::SystemDns { interface: name() },
+            Undo::Resolvconf { resolvconf, record: name() },
+        ];
+        for undo in undos {
+            let line = encode(&Record::Undo { n: 1, undo: undo.clone() });
+            assert_eq!(decode_line(&line, false), Some(Record::Undo { n: 1, undo }));
+        }
+    }
+
+    #[test]
     fn what_is_undone_is_not_undone_again() {
         let names = vec![("exit.test".to_owned(), "192.0.2.1".parse().unwrap())];
         let more = [

@@ -9,7 +9,7 @@ use peervpn_platform::files;
 use peervpn_platform::nft::foreign::{Place, Position};
 use peervpn_platform::os::{self, SystemHost};
 use peervpn_platform::types::{DeviceConfig, FileState, ProcessId, Route, Rule};
-use peervpn_platform::{Error, Host as _};
+use peervpn_platform::{Error, Host};
 
 use super::event::{Event, Output};
 use super::recover;
@@ -21,9 +21,9 @@ use crate::host::journal::{self, Record};
 use crate::host::{dns, foreign};
 
 /// The host under one node: what was changed so far, and how it is put back.
-pub struct Applier {
+pub struct Applier<H = SystemHost> {
     /// Direct access, for reading and for what lives on our own link.
-    pub host: SystemHost,
+    pub host: H,
     /// This host has IPv6, and new interfaces get it.
     pub ipv6: bool,
     log: files::Log,
@@ -64,7 +64,19 @@ impl Applier {
         mode: &'static str,
         out: &mut dyn Output,
     ) -> Result<Applier, Failure> {
-        let mut host = os::host()?;
+        Applier::open_on(os::host()?, places, interface, mode, out)
+    }
+}
+
+impl<H: Host> Applier<H> {
+    /// [`Applier::open`] on that host.
+    pub(super) fn open_on(
+        mut host: H,
+        places: &Places,
+        interface: &str,
+        mode: &'static str,
+        out: &mut dyn Output,
+    ) -> Result<Self, Failure> {
         files::private_dir(&journal_dir(places)).map_err(unwritable)?;
         let path = journal_path(places, interface);
         let mut log = match files::Log::open(&path).map_err(unwritable)? {
@@ -401,7 +413,7 @@ impl Applier {
             },
             Change::Link { name } => Some(Undo::Link { name: name.clone() }),
             Change::Firewall(firewall) => Some(Undo::Firewall { name: firewall.name().to_owned() }),
-            Change::Route(route) => Some(Undo::Route(route.clone())),
+            Change::Route(route) => Some(Undo::Route { route: route.clone() }),
             Change::Rule(rule) => Some(Undo::Rule(rule.clone())),
             Change::File { path, text, in_place } => {
                 let was = os::dns::file::state(path)?;
@@ -462,7 +474,7 @@ fn holds(routes: &[Route], route: &Route) -> bool {
     routes.iter().any(|r| key(r) == key(route))
 }
 
-fn do_change(host: &mut SystemHost, change: &Change) -> Result<(), Error> {
+fn do_change(host: &mut dyn Host, change: &Change) -> Result<(), Error> {
     match change {
         Change::Sysctl { key, value, .. } => host.set_sysctl(key, value),
         Change::Link { name } => host.create_wireguard_link(name),
@@ -488,7 +500,7 @@ fn do_change(host: &mut SystemHost, change: &Change) -> Result<(), Error> {
 
 /// Brings up what lives on our link: WireGuard's settings, addresses, MTU. Goes with the link.
 pub fn bring_up(
-    host: &mut SystemHost,
+    host: &mut dyn Host,
     wireguard: &mut dyn peervpn_platform::WireGuard,
     interface: &str,
     config: &DeviceConfig,
@@ -525,3 +537,6 @@ pub fn not_restored(left: &Leftovers) -> Failure {
 fn unrestored(failure: Failure) -> Failure {
     Failure { status: Status::NotRestored, hint: Some("peervpn recover tries again".to_owned()), ..failure }
 }
+
+#[cfg(test)]
+mod tests;

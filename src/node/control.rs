@@ -659,42 +659,4 @@ pub fn epoch() -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_is_passed_on_as_the_node_wrote_it() {
-        let status = Status {
-            interface: "peervpn0".to_owned(),
-            mode: "exit".to_owned(),
-            backend: "kernel".to_owned(),
-            public_key: PublicKey([7; 32]),
-            port: 51820,
-            endpoints: Vec::new(),
-            peers: Vec::new(),
-            kill_switch: None,
-            initiations: None,
-        };
-        let mut line = serde_json::to_vec(&Response::Status(status.clone())).unwrap();
-        line.push(b'\n');
-        // wherever it is cut into pieces
-        for size in 1..=line.len() {
-            let mut out = Vec::new();
-            let mut passing = Passing { out: &mut out, held: Vec::new(), begun: false, gone: false };
-            line.chunks(size).for_each(|piece| passing.take(piece).unwrap());
-            assert!(passing.begun && passing.held == STATUS_TAIL, "pieces of {size}");
-            assert_eq!(out, serde_json::to_vec(&status).unwrap(), "pieces of {size}");
-        }
-        assert_eq!(parse("peervpn0", &line).unwrap(), Response::Status(status));
-    }
-
-    #[test]
-    fn another_answer_than_a_status_is_not_passed_on() {
-        let mut out = Vec::new();
-        let mut passing = Passing { out: &mut out, held: Vec::new(), begun: false, gone: false };
-        let line = br#"{"response":"failed","answer":{"error":"no","hint":null}}"#;
-        line.chunks(5).for_each(|piece| passing.take(piece).unwrap());
-        assert!(!passing.begun && passing.held == line);
-        assert!(out.is_empty());
-    }
-}
+mod tests;

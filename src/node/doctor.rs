@@ -4,7 +4,7 @@ use peervpn_platform::files;
 use peervpn_platform::nft::foreign::Verdict;
 use peervpn_platform::os::{self, SystemHost};
 use peervpn_platform::types::{Family, RouteLookup, System};
-use peervpn_platform::{Host as _, OUR_ALIAS};
+use peervpn_platform::{Host, OUR_ALIAS};
 use serde::Serialize;
 
 use super::exit::FIRST_PORT;
@@ -53,6 +53,9 @@ pub struct Report {
 }
 
 const BOTH: [&str; 2] = ["exit", "connect"];
+
+/// Kinds of links that another VPN would have, in each system's words.
+const TUNNELS: [&str; 3] = ["wireguard", "tun", "utun"];
 
 /// Findings as they come.
 #[derive(Default)]
@@ -223,7 +226,7 @@ fn network(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
 }
 
 /// How this host reaches the internet.
-fn ways(host: &mut SystemHost, notes: &mut Notes) {
+fn ways(host: &mut dyn Host, notes: &mut Notes) {
     let mut ways: Vec<(Family, RouteLookup)> = Vec::new();
     for probe in PROBES {
         if let Ok(Some(way)) = host.route_lookup(probe, 0) {
@@ -245,7 +248,7 @@ fn ways(host: &mut SystemHost, notes: &mut Notes) {
     let links = host.links().unwrap_or_default();
     for (_, way) in &ways {
         let link = links.iter().find(|link| link.name == way.interface);
-        let tunnel = link.is_some_and(|l| matches!(l.kind.as_deref(), Some("wireguard" | "tun")));
+        let tunnel = link.is_some_and(|l| l.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind)));
         let ours = link.is_some_and(|l| l.alias.as_deref() == Some(OUR_ALIAS));
         if tunnel && !ours {
             notes.note(
@@ -302,5 +305,35 @@ fn firewall(host: &mut SystemHost, interface: &str, notes: &mut Notes) {
                 foreign::legacy_mend(command, interface),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peervpn_platform::types::{Route, RouteKind};
+
+    use super::*;
+    use crate::node::fake::{FakeHost, State, link};
+
+    #[test]
+    fn another_vpn_that_carries_the_traffic_is_noted() {
+        let noted = |name: &str, kind, alias| {
+            let route = Route {
+                table: 254,
+                destination: Family::V4.default_prefix(),
+                kind: RouteKind::Unicast,
+                oif: Some(name.to_owned()),
+                gateway: None,
+                metric: None,
+                protocol: 0,
+                mtu: None,
+            };
+            let links = vec![link(2, name, kind, alias)];
+            let mut notes = Notes::default();
+            ways(&mut FakeHost::new(State { links, routes: vec![route], ..State::default() }), &mut notes);
+            notes.0.iter().any(|finding| finding.found == format!("another VPN ({name}) carries this host's traffic"))
+        };
+        assert!(noted("utun4", "utun", None) && noted("tun0", "tun", None) && noted("wg0", "wireguard", None));
+        assert!(!noted("en0", "ether", None) && !noted("peervpn0", "utun", Some(OUR_ALIAS)));
     }
 }

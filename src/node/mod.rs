@@ -23,6 +23,8 @@ mod dns;
 pub mod doctor;
 pub mod event;
 pub mod exit;
+#[cfg(test)]
+mod fake;
 mod guard;
 pub mod info;
 pub mod invite;
@@ -49,7 +51,7 @@ use peervpn_platform::os::signals::StopSignals;
 use peervpn_platform::os::{self, process};
 pub use peervpn_platform::os::{confine_thread, output, places};
 use peervpn_platform::types::{Backend, DeviceConfig, ProcessId};
-use peervpn_platform::{Host as _, OUR_ALIAS, WireGuard, files};
+use peervpn_platform::{Host, OUR_ALIAS, WireGuard, files};
 
 use apply::Applier;
 use control::{Request, Response};
@@ -285,8 +287,8 @@ async fn start<T>(
 }
 
 /// A node's end: puts the host back, answers who asked for it, says what is left, and makes it the exit status.
-async fn end(
-    applier: Applier,
+async fn end<H: Host>(
+    applier: Applier<H>,
     asked: Option<control::Asked>,
     mut server: control::Server,
     out: &mut dyn Output,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use peervpn_platform::files;
-use peervpn_platform::os::{self, SystemHost};
+use peervpn_platform::{Host, os};
 
 use super::apply;
 use super::event::{Event, Output};
@@ -28,7 +28,16 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
     if !os::privileged() {
         return Err(super::not_root("recover"));
     }
-    let mut host = os::host()?;
+    run_on(&mut os::host()?, places, only, out)
+}
+
+/// [`run`] on that host.
+pub(super) fn run_on(
+    host: &mut dyn Host,
+    places: &Places,
+    only: Option<&str>,
+    out: &mut dyn Output,
+) -> Result<Recovered, Failure> {
     let mut done = Recovered::default();
     let mut elsewhere = None;
     for interface in journals(places)? {
@@ -39,7 +48,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
         match files::Log::open(&path).map_err(apply::unwritable)? {
             files::LogOpen::Busy(_) => done.running.push(interface),
             files::LogOpen::Locked(mut log) => {
-                if let Some(other) = undo::elsewhere(&mut host, &mut log)? {
+                if let Some(other) = undo::elsewhere(host, &mut log)? {
                     out.event(&Event::Warning(format!("{other}, and what it changed there is left alone")));
                     elsewhere.get_or_insert((interface, other));
                     continue;
@@ -47,7 +56,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
                 if !log.is_empty().map_err(apply::unwritable)? {
                     out.event(&Event::Step(format!("putting the host back after {interface}")));
                 }
-                let left = orphan(&mut host, &path, &mut log, None, out)?;
+                let left = orphan(host, &path, &mut log, None, out)?;
                 let state = left.describe();
                 let unwritable = |error| apply::unwritable(error).host(state.clone());
                 if left.none() {
@@ -62,7 +71,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
     if done.interfaces.is_empty() && done.running.is_empty() && elsewhere.is_none() && only.is_none() {
         done.running = others();
         if done.running.is_empty() {
-            let (left, found) = undo::sweep(&mut host, None);
+            let (left, found) = undo::sweep(host, None);
             done.left.extend(left.0);
             if found {
                 out.event(&Event::Warning(format!(
@@ -82,7 +91,7 @@ pub fn run(places: &Places, only: Option<&str>, out: &mut dyn Output) -> Result<
 /// Undoes what a killed node's journal says, but for the firewall rules of the interface that is to stay `closed`. A
 /// damaged one is kept, and what carries our marks is deleted too, unless another node's marks are among them.
 pub(super) fn orphan(
-    host: &mut SystemHost,
+    host: &mut dyn Host,
     path: &Path,
     log: &mut files::Log,
     closed: Option<&str>,

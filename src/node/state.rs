@@ -201,17 +201,9 @@ mod tests {
     use crate::join::address::peer_addresses;
     use crate::join::peers::{How, Peer};
     use crate::key::PublicKey;
-
-    /// A state directory of its own, removed at the end.
-    struct Scratch(Places);
+    use crate::node::fake::Scratch;
 
     impl Scratch {
-        fn new(name: &str) -> Scratch {
-            let dir = std::env::temp_dir().join(format!("peervpn-state-{name}-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&dir);
-            Scratch(Places { run_dir: dir.join("run"), state_dir: dir })
-        }
-
         fn own(&self) -> (PeersFile, PeerStore) {
             PeersFile::own(&self.0).unwrap()
         }
@@ -223,12 +215,6 @@ mod tests {
         #[track_caller]
         fn says(&self, store: &PeerStore) {
             assert_eq!(peers(&self.0).unwrap(), *store);
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0.state_dir);
         }
     }
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use peervpn_platform::files;
-use peervpn_platform::os::{self, SystemHost};
+use peervpn_platform::os;
 use peervpn_platform::types::ProcessId;
-use peervpn_platform::{Error, Host as _, OUR_ALIAS, OUR_PROTOCOL};
+use peervpn_platform::{Error, Host, OUR_ALIAS, OUR_PROTOCOL};
 
 use super::apply::unwritable;
 use super::portmap;
@@ -48,7 +48,7 @@ pub struct Dead {
 }
 
 /// Reads the journal of a node that was killed. Where it cannot be trusted, the kill switch is one if it is seen.
-pub fn dead(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Result<Dead, Failure> {
+pub fn dead(host: &mut dyn Host, log: &mut files::Log, interface: &str) -> Result<Dead, Failure> {
     let journal = journal::decode(&log.contents().map_err(unwritable)?);
     let unsure = journal.torn || journal.damaged_at.is_some() || journal.boot.is_none();
     let closed = match gone(host, &journal) {
@@ -61,7 +61,7 @@ pub fn dead(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> Res
 }
 
 /// Whether the rules that close are seen.
-fn kill_switch_stands(host: &mut SystemHost, interface: &str) -> Result<bool, Error> {
+fn kill_switch_stands(host: &mut dyn Host, interface: &str) -> Result<bool, Error> {
     let rules = host.firewall_rules(&firewall::table_name(interface))?;
     Ok(firewall::closes(os::SYSTEM, &rules))
 }
@@ -94,7 +94,7 @@ impl Elsewhere {
 
 /// Where the changes of a killed node are to be taken back, if not here. A namespace that has gone took along what a
 /// reboot takes along.
-pub fn elsewhere(host: &mut SystemHost, log: &mut files::Log) -> Result<Option<Elsewhere>, Failure> {
+pub fn elsewhere(host: &mut dyn Host, log: &mut files::Log) -> Result<Option<Elsewhere>, Failure> {
     let journal = journal::decode(&log.contents().map_err(unwritable)?);
     let here = host.namespace()?;
     match journal.namespace {
@@ -112,7 +112,7 @@ pub fn firewall(interface: &str) -> Undo {
 
 /// Undoes a journal but for the firewall rules, whose undo, if there are any, is then all that is left in it. Also
 /// returns what it said.
-pub fn but_firewall(host: &mut SystemHost, log: &mut files::Log, interface: &str) -> (Leftovers, Journal) {
+pub fn but_firewall(host: &mut dyn Host, log: &mut files::Log, interface: &str) -> (Leftovers, Journal) {
     let journal = match read(log) {
         Ok(journal) => journal,
         Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
@@ -148,7 +148,7 @@ fn read(log: &mut files::Log) -> Result<Journal, Error> {
 }
 
 /// Undoes an orphaned journal, as far as it can be read. Also returns what it said.
-pub fn journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journal) {
+pub fn journal(host: &mut dyn Host, log: &mut files::Log) -> (Leftovers, Journal) {
     let journal = match read(log) {
         Ok(journal) => journal,
         Err(error) => return (Leftovers(vec![chain(&error)]), Journal::default()),
@@ -160,7 +160,7 @@ pub fn journal(host: &mut SystemHost, log: &mut files::Log) -> (Leftovers, Journ
 
 /// The kernel state that a journal tells of is gone, with its boot or its network namespace (see [`elsewhere`]). Where
 /// the first line is lost, or a boot has no name, that is unknown: an undo checks what it finds.
-fn gone(host: &mut SystemHost, journal: &Journal) -> bool {
+fn gone(host: &mut dyn Host, journal: &Journal) -> bool {
     let here = host.namespace().unwrap_or_default();
     let (boot, now) = (journal.boot.as_deref().unwrap_or_default(), boot_id(host));
     (!boot.is_empty() && !now.is_empty() && boot != now)
@@ -170,7 +170,7 @@ fn gone(host: &mut SystemHost, journal: &Journal) -> bool {
 /// Deletes what carries our marks: rules and routes by protocol number, tables and links by name and alias. For the
 /// case that no journal tells, but for the firewall rules of the interface that is to stay `closed`. Kernel settings carry
 /// no mark. Also whether there was anything.
-pub fn sweep(host: &mut SystemHost, closed: Option<&str>) -> (Leftovers, bool) {
+pub fn sweep(host: &mut dyn Host, closed: Option<&str>) -> (Leftovers, bool) {
     let mut left = Leftovers::default();
     let mut undos = Vec::new();
     match (host.links(), host.routes(), host.rules()) {
@@ -183,7 +183,7 @@ pub fn sweep(host: &mut SystemHost, closed: Option<&str>) -> (Leftovers, bool) {
                 undos.push(Undo::SystemDns { interface: link.name.clone() });
                 undos.push(Undo::Link { name: link.name });
             }
-            undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Route));
+            undos.extend(routes.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(|route| Undo::Route { route }));
             undos.extend(rules.into_iter().filter(|r| r.protocol == OUR_PROTOCOL).map(Undo::Rule));
             match host.seen_chains() {
                 Ok(chains) => undos.extend(
@@ -213,7 +213,7 @@ pub fn sweep(host: &mut SystemHost, closed: Option<&str>) -> (Leftovers, bool) {
 }
 
 /// `log` is the journal that the undos are in; there is none for a sweep.
-pub fn each(host: &mut SystemHost, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
+pub fn each(host: &mut dyn Host, undos: &[Undo], mut log: Option<&mut files::Log>) -> Leftovers {
     let mut left = Leftovers::default();
     for undo in undos.iter().rev() {
         tracing::debug!(op = %undo, "host undo");
@@ -224,7 +224,7 @@ pub fn each(host: &mut SystemHost, undos: &[Undo], mut log: Option<&mut files::L
     left
 }
 
-fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
+fn do_undo(host: &mut dyn Host, undo: &Undo, log: Option<&mut files::Log>) -> Result<(), Error> {
     match undo {
         Undo::Sysctl { key, was, set, beside } => {
             let mut now = std::collections::BTreeMap::new();
@@ -256,7 +256,7 @@ fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> 
         },
         Undo::Process { id, interface } => device(host, id, interface),
         Undo::Firewall { name } => host.delete_firewall(name),
-        Undo::Route(route) => host.delete_route(route),
+        Undo::Route { route } => host.delete_route(route),
         Undo::Rule(rule) => host.delete_rule(rule),
         Undo::ForeignAccept { place, comment } => host.delete_commented(place, comment),
         Undo::PortMapping(mapping) => {
@@ -283,7 +283,7 @@ fn do_undo(host: &mut SystemHost, undo: &Undo, log: Option<&mut files::Log>) -> 
 }
 
 /// Writes settings; those of links that are gone went with them.
-fn put_settings(host: &mut SystemHost, values: &[(String, String)]) -> Result<(), Error> {
+fn put_settings(host: &mut dyn Host, values: &[(String, String)]) -> Result<(), Error> {
     for (key, value) in values {
         match host.set_sysctl(key, value) {
             Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => {}
@@ -294,7 +294,7 @@ fn put_settings(host: &mut SystemHost, values: &[(String, String)]) -> Result<()
 }
 
 /// Ends a userspace device.
-pub fn device(host: &mut SystemHost, id: &ProcessId, interface: &str) -> Result<(), Error> {
+pub fn device(host: &mut dyn Host, id: &ProcessId, interface: &str) -> Result<(), Error> {
     os::process::terminate(id, DEVICE_GRACE)?;
     os::process::remove_uapi_socket(interface)?;
     // a TUN link dies with its process; wait until it has
@@ -310,6 +310,6 @@ pub fn device(host: &mut SystemHost, id: &ProcessId, interface: &str) -> Result<
 }
 
 /// The boot we are in; a journal of an earlier one describes kernel state that is gone.
-pub fn boot_id(host: &mut SystemHost) -> String {
+pub fn boot_id(host: &mut dyn Host) -> String {
     host.boot_id().unwrap_or_default()
 }

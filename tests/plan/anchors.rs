@@ -1,5 +1,5 @@
 //! Both policies on macOS: as text against golden files (`PEERVPN_BLESS=1` writes them anew), and what the rules say of some
-//! packets, asked in pf's order: every filter of ours is `quick`, so the first that matches decides.
+//! packets, asked in pf's order: the last filter that matches decides, or the first that is `quick`.
 
 use std::net::IpAddr;
 
@@ -95,7 +95,8 @@ fn rules_come_in_pfs_order_and_stay_one_a_line() {
         assert_eq!(anchor.count(), rules.len());
         for rule in rules {
             assert!(!rule.contains(['{', '<', '"', '\\']), "{name}: {rule}");
-            assert!(rank(&rule) < 2 || rule.contains(" quick "), "{name}: {rule}");
+            let left_to_the_host = rule.starts_with("pass in on en0 reply-to ");
+            assert!(rank(&rule) < 2 || rule.contains(" quick ") || left_to_the_host, "{name}: {rule}");
         }
     }
 }
@@ -182,11 +183,21 @@ impl Packet<'_> {
         matches.then_some((verdict, tag))
     }
 
-    /// What the first filter that matches says; nothing means that the packet passes.
     fn verdict(&self, anchor: &Anchor) -> String {
-        let filters = anchor.rules.lines().filter(|line| line.starts_with("pass") || line.starts_with("block"));
-        let mut met = filters.filter_map(|rule| self.asked(rule));
-        let (verdict, tag) = met.next().unwrap_or(("pass", ""));
+        self.verdict_of(&anchor.rules)
+    }
+
+    /// What the filters say; nothing means that the packet passes.
+    fn verdict_of(&self, rules: &str) -> String {
+        let (mut verdict, mut tag) = ("pass", "");
+        for rule in rules.lines().filter(|line| line.starts_with("pass") || line.starts_with("block")) {
+            if let Some(met) = self.asked(rule) {
+                (verdict, tag) = met;
+                if rule.contains(" quick ") {
+                    break;
+                }
+            }
+        }
         if tag.is_empty() { verdict.to_owned() } else { format!("{verdict} {tag}") }
     }
 }
@@ -271,6 +282,17 @@ fn connections_from_outside_are_answered_the_way_they_came() {
         assert_eq!(spoofed.verdict(&anchor), "drop");
         assert_eq!(Packet { interface: "lo0", ..spoofed }.verdict(&anchor), "pass");
         assert_eq!(Packet { interface: TUNNEL, ..spoofed }.verdict(&anchor), "pass");
+    }
+}
+
+#[test]
+fn what_comes_in_beside_the_tunnel_is_the_hosts_to_judge() {
+    for name in ["connect.pf", "connect-kill-switch.pf", "connect-lockdown.pf"] {
+        let behind = format!("{}block drop in on en0 proto tcp from any to any port 22\n", policy(name).rules);
+        let ssh = Packet { out: false, from: "203.0.113.9", to: "192.168.1.7", ports: (50000, 22), ..HERE };
+        assert_eq!(ssh.verdict_of(&behind), "drop", "{name}");
+        assert_eq!(Packet { from: "192.168.1.20", ..ssh }.verdict_of(&behind), "drop", "{name}");
+        assert_eq!(Packet { ports: (50000, 80), ..ssh }.verdict_of(&behind), "reply-to", "{name}");
     }
 }
 

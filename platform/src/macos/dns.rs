@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::process;
-use crate::Result;
 use crate::macos_formats::dns;
 use crate::types::{DnsProbes, FileState, ResolvConf};
+use crate::{Error, Result};
 
 const SCUTIL: &str = "/usr/sbin/scutil";
 
@@ -38,7 +38,20 @@ pub(super) fn servers(interface: &str) -> Result<Vec<IpAddr>> {
 
 /// Takes our service back. One that is not there is no error.
 pub(super) fn remove(interface: &str) -> Result<()> {
-    process::run(SCUTIL, &[], &dns::remove(&dns::service(interface))).map(drop)
+    remove_service(&dns::service(interface))
+}
+
+fn remove_service(service: &str) -> Result<()> {
+    if dns::servers(&process::run(SCUTIL, &[], &dns::remove(service))?).is_empty() {
+        return Ok(());
+    }
+    let detail = "it is still there".to_owned();
+    Err(Error::Unexpected { operation: format!("take back the DNS servers of {service}"), detail })
+}
+
+/// Takes every service of ours back, of whichever node.
+pub(super) fn remove_all() -> Result<()> {
+    dns::services(&process::run(SCUTIL, &[], &dns::list())?).into_iter().try_for_each(remove_service)
 }
 
 /// `/etc/resolv.conf`, which configd writes out of what it knows; nobody else does.

@@ -379,15 +379,16 @@ impl Host for SystemHost {
     }
 
     fn delete_route(&mut self, route: &Route) -> Result<()> {
-        // the kernel looks at destination and mask only: the one that is there must be ours
+        // the kernel looks at destination and mask only: the one that is there must be ours, wherever it leads by now; by
+        // another tunnel of ours it is that node's
+        let tunnels = names::ours();
+        let others =
+            |oif: &Option<String>| *oif != route.oif && tunnels.iter().any(|(name, _)| oif.as_ref() == Some(name));
         let same = |there: &Route| {
-            (there.destination, &there.oif, there.gateway, there.protocol)
-                == (route.destination, &route.oif, route.gateway, route.protocol)
+            (there.destination, there.protocol) == (route.destination, route.protocol) && !others(&there.oif)
         };
-        if !self.routes()?.iter().any(same) {
-            return Ok(());
-        }
-        match self.request(route::DELETE, route) {
+        let Some(there) = self.routes()?.into_iter().find(same) else { return Ok(()) };
+        match self.request(route::DELETE, &there) {
             Err(e) if matches!(e.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENXIO)) => Ok(()),
             other => other,
         }
@@ -489,6 +490,12 @@ impl Host for SystemHost {
 
     fn delete_firewall(&mut self, name: &str) -> Result<()> {
         pf::delete(name)
+    }
+
+    fn delete_marked(&mut self) -> Result<()> {
+        // the one, whatever becomes of the other
+        let firewall = pf::delete_all();
+        dns::remove_all().and(firewall)
     }
 
     fn set_dns(&mut self, interface: &str, servers: &[IpAddr]) -> Result<()> {

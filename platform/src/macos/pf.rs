@@ -61,7 +61,7 @@ fn enable() -> Result<()> {
 
 /// Loads rules, all or none, in place of those that were there, and sees to it that they are asked.
 pub(super) fn load(anchor: &Anchor) -> Result<()> {
-    let hooks = [("rules", "anchor"), ("nat", "nat-anchor"), ("nat", "rdr-anchor")];
+    let hooks = [("rules", "scrub-anchor"), ("rules", "anchor"), ("nat", "nat-anchor"), ("nat", "rdr-anchor")];
     for (kind, hook) in hooks {
         match said::hook(&pfctl(&["-s", kind], "")?, hook) {
             Hook::There => {}
@@ -111,14 +111,21 @@ pub(super) fn stands(anchor: &Anchor) -> Result<bool> {
     Ok(count == anchor.count() && references()?.iter().any(|reference| ours(reference, Some(std::process::id()))))
 }
 
+/// Removes the rules of every node.
+pub(super) fn delete_all() -> Result<()> {
+    said::anchors(&pfctl(&["-a", BELOW, "-s", "Anchors"], "")?).into_iter().try_for_each(delete)
+}
+
 /// Removes rules of ours, and releases the references that nothing of ours needs any more: this process's, and those of
-/// nodes that are dead.
+/// nodes that are dead, even if another program has got its number since.
 pub(super) fn delete(name: &str) -> Result<()> {
     for kind in KINDS {
         pfctl(&["-q", "-a", &path(name), "-F", kind], "")?;
     }
-    let needed = |pid| pid != std::process::id() && process::process_id(pid).is_some();
-    for reference in references()?.iter().filter(|reference| ours(reference, None) && !needed(reference.pid)) {
+    let needed = |reference: &Reference| {
+        reference.pid != std::process::id() && process::program(reference.pid).as_ref() == Some(&reference.program)
+    };
+    for reference in references()?.iter().filter(|reference| ours(reference, None) && !needed(reference)) {
         pfctl(&["-q", "-X", &reference.token.to_string()], "")?;
     }
     Ok(())

@@ -59,6 +59,12 @@ pub fn process_id(pid: u32) -> Option<ProcessId> {
     info(pid).map(|info| ProcessId { pid, started: started(&info) })
 }
 
+/// The name of a running process's program, as the kernel keeps it (`p_comm`): where pf has it from, too.
+pub(super) fn program(pid: u32) -> Option<String> {
+    let name: Vec<u8> = info(pid)?.pbi_comm.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    Some(String::from_utf8_lossy(&name).into_owned())
+}
+
 /// Whether exactly this process still runs (a zombie doesn't).
 pub fn alive(id: &ProcessId) -> bool {
     info(id.pid).is_some_and(|info| started(&info) == id.started && info.pbi_status != ZOMBIE)

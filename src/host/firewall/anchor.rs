@@ -1,6 +1,8 @@
 //! Both policies on macOS, as rules of pf(4). It says what `exit.rs`, `connect.rs` and `closing.rs` say in nftables, with
-//! what pf has: no marks, but tags on a packet's way through the host, states, and `reply-to`. Every filter is `quick`, so the first that matches decides, as in a chain. One rule a
-//! line without lists, so that as many are read back.
+//! what pf has: no marks, but tags on a packet's way through the host, states, and `reply-to`. Filters are `quick`, so the
+//! first that matches decides, as in a chain; and over the host's own rules behind our anchor, too. What comes in beside the
+//! tunnel is theirs to judge: those rules of ours are not, and pf goes by the last that matches. One rule a line without
+//! lists, so that as many are read back.
 //!
 //! States are made where an answer needs one: for what comes in from outside, and for peers' connections through an exit.
 //! A rule with a state takes up TCP at its SYN only. A flood of initiations is not stopped: pf reads no payload.
@@ -226,7 +228,7 @@ impl ConnectPolicy<'_> {
     }
 
     /// Connections from outside are answered the way they came: by a state that remembers it. Those of the LAN need
-    /// none: its routes are more specific than the tunnel's.
+    /// none: its routes are more specific than the tunnel's. Not `quick`: a `block in` of the host's own is to hold.
     fn answers(&self, rules: &mut Rules, around: &Surroundings) {
         rules.comment("a connection from outside is answered the way it came");
         for (family, way) in &around.uplinks {
@@ -237,10 +239,10 @@ impl ConnectPolicy<'_> {
                 IpAddr::V6(gateway) if gateway.is_unicast_link_local() => format!("%{link}"),
                 _ => String::new(),
             };
-            rules.add(format_args!("pass in quick on {link} {inet} from ({link}:network) to any no state"));
             for protocol in ["tcp", "udp"] {
                 rules.add(format_args!(
-                    "pass in quick on {link} reply-to ({link} {gateway}{scope}) {inet} proto {protocol} from any to {}",
+                    "pass in on {link} reply-to ({link} {gateway}{scope}) {inet} proto {protocol} from ! ({link}:network) \
+                     to {}",
                     way.source
                 ));
             }

@@ -7,9 +7,12 @@ use std::net::IpAddr;
 /// Ours begin so.
 const OURS: &str = "peervpn-";
 
+/// Around a service's name in its key.
+const KEY: (&str, &str) = ("State:/Network/Service/", "/DNS");
+
 /// The key of a service.
 fn key(service: &str) -> String {
-    format!("State:/Network/Service/{service}/DNS")
+    format!("{}{service}{}", KEY.0, KEY.1)
 }
 
 /// The name of our service for an interface.
@@ -27,9 +30,21 @@ pub fn set(service: &str, servers: &[IpAddr]) -> String {
     text
 }
 
-/// What takes that back.
+/// What takes that back, and asks whether it is gone: of a refusal scutil's exit status says nothing. [`servers`] reads
+/// the answer.
 pub fn remove(service: &str) -> String {
-    format!("remove {}\nquit\n", key(service))
+    format!("remove {}\n{}", key(service), show(service))
+}
+
+/// What asks for every service of ours; [`services`] reads the answer.
+pub fn list() -> String {
+    format!("list {}\nquit\n", key(&format!("{OURS}[^/]+")))
+}
+
+/// The services of an answer to [`list`]: `subKey [N] = KEY` a line.
+pub fn services(answer: &str) -> Vec<&str> {
+    let keys = answer.lines().filter_map(|line| line.split_once(" = ")).map(|(_, key)| key);
+    keys.filter_map(|key| key.strip_prefix(KEY.0)?.strip_suffix(KEY.1)).filter(|name| name.starts_with(OURS)).collect()
 }
 
 /// What asks for a service's servers; [`servers`] reads the answer.
@@ -65,7 +80,12 @@ mod tests {
             "d.init\nd.add ServerAddresses * 10.1.2.3 fd00::1\nd.add SupplementalMatchDomains * \"\"\n\
              set State:/Network/Service/peervpn-peervpn0/DNS\nquit\n"
         );
-        assert_eq!(remove("peervpn-peervpn0"), "remove State:/Network/Service/peervpn-peervpn0/DNS\nquit\n");
+        assert_eq!(
+            remove("peervpn-peervpn0"),
+            "remove State:/Network/Service/peervpn-peervpn0/DNS\nshow State:/Network/Service/peervpn-peervpn0/DNS\n\
+             quit\n"
+        );
+        assert_eq!(list(), "list State:/Network/Service/peervpn-[^/]+/DNS\nquit\n");
     }
 
     #[test]
@@ -75,5 +95,10 @@ mod tests {
         let found: Vec<String> = servers(answer).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["10.1.2.3", "fd00::1"]);
         assert_eq!(servers("  No such key\n"), Vec::<IpAddr>::new());
+        let listed = "  subKey [0] = State:/Network/Service/peervpn-office/DNS\n  \
+                      subKey [1] = State:/Network/Service/peervpn-office/IPv4\n  \
+                      subKey [2] = State:/Network/Service/other/DNS\n";
+        assert_eq!(services(listed), ["peervpn-office"]);
+        assert_eq!(services("  no keys.\n"), Vec::<&str>::new());
     }
 }

@@ -24,6 +24,13 @@ pub fn references(text: &str) -> Vec<Reference> {
         .collect()
 }
 
+/// The anchors of ours among those of `pfctl -a com.apple -s Anchors`: a path a line, indented. Named like the tables of
+/// Linux' nodes.
+pub fn anchors(text: &str) -> Vec<&str> {
+    let ours = |name: &&str| *name == "peervpn" || (name.starts_with("peervpn-") && !name.contains('/'));
+    text.lines().filter_map(|line| line.trim().strip_prefix("com.apple/")).filter(ours).collect()
+}
+
 /// Whether rules in an anchor below `com.apple` count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hook {
@@ -80,10 +87,20 @@ mod tests {
     }
 
     #[test]
+    fn anchors_of_ours_are_told_from_others() {
+        let text = "  com.apple/200.AirDrop\n  com.apple/250.ApplicationFirewall\n  com.apple/peervpn\n  \
+                    com.apple/peervpn-office\n  com.apple/peervpnx\n  com.apple/peervpn-a/b\n  peervpn\n";
+        assert_eq!(anchors(text), ["peervpn", "peervpn-office"]);
+        assert_eq!(anchors("Anchor 'com.apple' not found.\n"), Vec::<&str>::new());
+    }
+
+    #[test]
     fn the_stock_rules_ask_us_and_others_may_not() {
         let stock = "scrub-anchor \"com.apple/*\" all fragment reassemble\nanchor \"com.apple/*\" all\n";
         assert_eq!(hook(stock, "anchor"), Hook::There);
         assert_eq!(hook("nat-anchor \"com.apple/*\" all\nrdr-anchor \"com.apple/*\" all\n", "nat-anchor"), Hook::There);
+        assert_eq!(hook(stock, "scrub-anchor"), Hook::There);
+        assert_eq!(hook("anchor \"com.apple/*\" all\n", "scrub-anchor"), Hook::Missing);
         assert_eq!(hook(stock, "nat-anchor"), Hook::Missing);
         assert_eq!(hook("", "anchor"), Hook::Missing);
         assert_eq!(hook("pass all flags S/SA keep state\n", "anchor"), Hook::Missing);
