@@ -312,8 +312,11 @@ pub mod process {
         Vec::new()
     }
 
-    /// Hides an argument from the list of processes; not done here.
-    pub fn conceal_argument(_argument: &str) {}
+    /// Hides an argument from the list of processes: not here. Windows keeps what a process was started with where others
+    /// read it, and documents it as not to be changed (GetCommandLineW).
+    pub fn conceal_argument(_argument: &str) -> bool {
+        false
+    }
 
     /// Starts a program that waits for our go.
     pub fn spawn_held(

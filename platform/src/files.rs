@@ -27,11 +27,12 @@ pub(crate) fn parent(path: &Path) -> &Path {
 }
 
 /// Makes sure that a directory for our eyes only is there: created with mode 0700 (Windows: for the system, the
-/// administrators and its owner), its parents with the usual rights. One that is there already must be a real
-/// directory, ours (or the administrator's), and writable by nobody else.
+/// administrators and its owner), its missing parents with the usual rights (Windows: with the same; the usual ones let
+/// others put a directory of theirs in its place). One that is there already must be a real directory, ours (or the
+/// administrator's), and writable by nobody else.
 pub fn private_dir(path: &Path) -> Result<()> {
     let make = || -> io::Result<()> {
-        fs::create_dir_all(parent(path))?;
+        private::make_parents(path)?;
         match private::make_dir(path) {
             Ok(()) => return private::sync_parent(path),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
@@ -43,6 +44,12 @@ pub fn private_dir(path: &Path) -> Result<()> {
         private::check_dir(path)
     };
     make().map_err(|e| Error::system(format!("use directory {}", path.display()), e))
+}
+
+/// Refuses a file that others may change or have put there, where anybody may: Windows' `%ProgramData%`. On a Unix
+/// whoever may write below `/etc` was let in by the administrator. One that is not there is none of theirs.
+pub fn check_place(path: &Path) -> Result<()> {
+    private::check_place(path).map_err(|e| Error::system(format!("trust {}", path.display()), e))
 }
 
 /// Writes a file with this mode so that after a crash the old content or the new one is there, never a part. On Windows

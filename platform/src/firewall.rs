@@ -16,12 +16,12 @@ pub enum Firewall {
 }
 
 impl Firewall {
-    /// By which it is found and deleted again, in the journal too: the table, or the tunnel interface of the filters.
+    /// By which it is found and deleted again, in the journal too.
     pub fn name(&self) -> &str {
         match self {
             Firewall::Nft(table) => &table.name,
             Firewall::Pf(anchor) => &anchor.name,
-            Firewall::Wfp(filters) => &filters.interface,
+            Firewall::Wfp(filters) => &filters.name,
         }
     }
 }
@@ -31,7 +31,7 @@ impl Display for Firewall {
         match self {
             Firewall::Nft(table) => write!(f, "firewall table inet {}", table.name),
             Firewall::Pf(anchor) => write!(f, "firewall rules of anchor com.apple/{}", anchor.name),
-            Firewall::Wfp(filters) => write!(f, "firewall filters of {}", filters.interface),
+            Firewall::Wfp(filters) => write!(f, "firewall filters of sublayer {}", filters.name),
         }
     }
 }

@@ -165,6 +165,12 @@ pub trait Host {
     fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()>;
     /// Reads back whether exactly these rules are there, as far as the system tells.
     fn firewall_stands(&mut self, firewall: &Firewall) -> Result<bool>;
+    /// Our firewall rules of that name as the system shows them: on Linux their comments, on macOS lines of pf's language, on
+    /// Windows the filters' names. None there, none shown.
+    fn firewall_rules(&mut self, name: &str) -> Result<Vec<String>> {
+        let chains = self.seen_chains()?.into_iter().filter(|chain| chain.table == name);
+        Ok(chains.flat_map(|chain| chain.rules).filter_map(|rule| rule.comment).collect())
+    }
     /// Deletes our firewall rules of that name. None there is no error.
     fn delete_firewall(&mut self, name: &str) -> Result<()>;
     /// Deletes what carries our marks and is in none of the lists above, of whichever node.

@@ -12,14 +12,14 @@ use crate::types::Family;
 
 /// Our provider, by which recovery without a journal finds everything of ours.
 pub const PROVIDER: u128 = 0x7dd3_6ff5_0a2c_4b5e_9d0b_61c4_50f1_37a2;
-/// First half of every sublayer key of ours; the node's interface name gives the rest.
+/// First half of every sublayer key of ours; the name of the node's filters gives the rest.
 const SUBLAYER: u128 = 0x52c8_2b6e_f1d7_4e09_0000_0000_0000_0000;
 
 /// The filters of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterSet {
-    /// The node's tunnel interface.
-    pub interface: String,
+    /// By which it is found again: its sublayer.
+    pub name: String,
     /// In the order they are asked; a layer sees only its own.
     pub filters: Vec<Filter>,
 }
@@ -67,6 +67,15 @@ pub enum Condition {
         /// Any other one.
         not: bool,
     },
+    /// The interface by which it came in: of what is accepted or forwarded.
+    Arrival {
+        /// Its name.
+        name: String,
+        /// Any other one.
+        not: bool,
+    },
+    /// The interface by which what is accepted is answered. The engine asks again with that one alone when filters change.
+    Answer(String),
     /// It stays on this host.
     Loopback,
     /// Our own program file.
@@ -85,10 +94,10 @@ pub enum Condition {
     Remote(IpNetwork),
 }
 
-/// Key of the sublayer of a node's filters: ours, and found again by the interface's name alone.
-pub fn sublayer(interface: &str) -> u128 {
+/// Key of the sublayer of a node's filters: ours, and found again by their name alone.
+pub fn sublayer(name: &str) -> u128 {
     // FNV-1a: nobody gains anything by a collision but his own nodes sharing a sublayer
-    let hash = interface
+    let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     SUBLAYER | u128::from(hash)
@@ -139,6 +148,9 @@ impl Display for Condition {
         match self {
             Condition::Interface { name, not: false } => write!(f, "interface {name}"),
             Condition::Interface { name, not: true } => write!(f, "interface not {name}"),
+            Condition::Arrival { name, not: false } => write!(f, "arriving on {name}"),
+            Condition::Arrival { name, not: true } => write!(f, "arriving not on {name}"),
+            Condition::Answer(name) => write!(f, "answered on {name}"),
             Condition::Loopback => f.write_str("loopback"),
             Condition::OurProgram => f.write_str("our program"),
             Condition::Protocol(number) => write!(f, "protocol {number}"),
@@ -157,8 +169,8 @@ mod tests {
 
     #[test]
     fn sublayers_are_told_apart_and_known_as_ours() {
-        assert_ne!(sublayer("peervpn0"), sublayer("peervpn1"));
-        assert_eq!(sublayer("peervpn0"), sublayer("peervpn0"));
-        assert!(is_ours(sublayer("")) && is_ours(sublayer("peervpn0")) && !is_ours(PROVIDER));
+        assert_ne!(sublayer("peervpn"), sublayer("peervpn-peervpn1"));
+        assert_eq!(sublayer("peervpn"), sublayer("peervpn"));
+        assert!(is_ours(sublayer("")) && is_ours(sublayer("peervpn")) && !is_ours(PROVIDER));
     }
 }

@@ -106,9 +106,14 @@ fn target(args: &ConnectArgs) -> Result<String, Failure> {
     if typed != "-" {
         if Invite::is_meant(typed) {
             // other users see the arguments of every process
-            node::conceal_argument(typed);
-            let warning = "the invite now stands in your shell's history; connect - reads it from standard input";
-            terminal::to_stderr(|err| writeln!(err, "note: {warning}"));
+            let shown =
+                if node::conceal_argument(typed) { "" } else { " and, while this runs, in the list of processes" };
+            terminal::to_stderr(|err| {
+                writeln!(
+                    err,
+                    "note: the invite now stands in your shell's history{shown}; connect - reads it from standard input"
+                )
+            });
         }
         return Ok(typed.to_owned());
     }

@@ -34,7 +34,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use crate::config::{ConfigFile, Places};
 use crate::error::{Failure, Status};
 use crate::node::control::Response;
-use crate::node::places;
+use crate::node::{self, places};
 use style::Style;
 
 /// A VPN between two people and no server: one runs `peervpn exit`, the other's traffic leaves through it.
@@ -106,8 +106,11 @@ struct Context {
 impl Context {
     /// The settings of the configuration file, for a command that changes the host.
     fn config_file(&self) -> Result<ConfigFile, Failure> {
-        ConfigFile::read(self.config.as_deref(), &places::path(places::CONFIG))
-            .map_err(|error| Failure::from(error).host("unchanged"))
+        let usual = places::path(places::CONFIG);
+        if self.config.is_none() {
+            node::check_config(&usual)?;
+        }
+        ConfigFile::read(self.config.as_deref(), &usual).map_err(|error| Failure::from(error).host("unchanged"))
     }
 }
 

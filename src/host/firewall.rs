@@ -166,6 +166,18 @@ pub fn table_name(interface: &str) -> String {
     if interface == DEFAULT_INTERFACE { "peervpn".to_owned() } else { format!("peervpn-{interface}") }
 }
 
+/// Whether rules of ours are a kill switch, by what that system shows of them (`Host::firewall_rules`).
+pub fn closes(system: System, rules: &[String]) -> bool {
+    // beside the kill switch only DNS, peers' traffic, and what enters the tunnel is refused on its way out
+    let other = |rule: &str| [" on ", " port ", " tagged "].iter().any(|of| rule.contains(of));
+    rules.iter().any(|rule| match system {
+        System::Linux => rule == KILL_SWITCH,
+        System::Macos => rule.starts_with("block return out quick") && !other(rule),
+        // nothing else asks about forwarded packets
+        System::Windows => rule.starts_with("forward-"),
+    })
+}
+
 fn base_chain(name: &str, kind: Kind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
     Chain { name: name.to_owned(), base: Some(Base { kind, hook, priority, drop: false }), rules }
 }

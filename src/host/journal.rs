@@ -24,7 +24,8 @@ pub enum Record {
     Open {
         /// Format version.
         version: u32,
-        /// The boot in which the changes were made (Linux: `/proc/sys/kernel/random/boot_id`).
+        /// The boot in which the changes were made (Linux: `/proc/sys/kernel/random/boot_id`); empty where the
+        /// system would not say.
         boot: String,
         /// The network namespace in which they were made, where there are several.
         #[serde(default, skip_serializing_if = "Option::is_none")]

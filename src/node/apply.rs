@@ -270,8 +270,8 @@ impl<H: Host> Applier<H> {
     }
 
     /// Makes again what other programs have taken away: our firewall table, policy rules, routes, places in their
-    /// firewalls. Says what.
-    pub fn put_back(&mut self) -> Result<Vec<String>, Failure> {
+    /// firewalls. Says what, or why not; one that cannot be, as a route by a link that has gone, keeps no other from it.
+    pub fn put_back(&mut self) -> Result<Vec<Result<String, Error>>, Failure> {
         let (rules, routes) = self.rules_and_routes()?;
         let mut again = Vec::new();
         for change in &self.made {
@@ -282,18 +282,16 @@ impl<H: Host> Applier<H> {
                 _ => true,
             };
             if !there {
-                do_change(&mut self.host, change)?;
-                again.push(change.to_string());
+                again.push(do_change(&mut self.host, change).map(|()| change.to_string()));
             }
         }
         if self.host.link(&self.interface)?.is_some_and(|link| link.up) {
             for route in self.own_routes.iter().filter(|route| !holds(&routes, route)) {
-                self.host.add_route(route)?;
-                again.push(Change::Route(route.clone()).to_string());
+                again.push(self.host.add_route(route).map(|()| Change::Route(route.clone()).to_string()));
             }
         }
         if self.passes {
-            again.extend(self.pass_firewalls()?);
+            again.extend(self.pass_firewalls()?.into_iter().map(Ok));
         }
         Ok(again)
     }

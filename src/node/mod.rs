@@ -210,9 +210,17 @@ fn choose_backend(choice: &BackendChoice) -> Result<(Backend, Option<std::path::
     }
 }
 
-/// Hides an argument of ours from the system's list of processes.
-pub fn conceal_argument(argument: &str) {
-    process::conceal_argument(argument);
+/// Hides an argument of ours from the system's list of processes; whether that was possible.
+pub fn conceal_argument(argument: &str) -> bool {
+    process::conceal_argument(argument)
+}
+
+/// Refuses a configuration file that nobody named and that others may have put there.
+pub fn check_config(file: &std::path::Path) -> Result<(), Failure> {
+    files::check_place(file).map_err(|error| {
+        Failure::new(crate::error::chain(&error), "look at it, then name it with --config FILE, or remove it")
+            .host("unchanged")
+    })
 }
 
 /// Whether this process may do what a node does.

@@ -9,6 +9,7 @@ use super::alarm::Alarm;
 use super::apply::{self, Applier};
 use super::event::{Event, Output};
 use crate::config::Places;
+use crate::error::chain;
 
 /// What a running node and its undo need: netlink and settings; raw and packet sockets.
 const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
@@ -37,15 +38,19 @@ fn confine(places: &Places) -> Result<(), Error> {
 
 /// Puts back what other programs have taken away, and says so.
 pub fn put_back(applier: &mut Applier, out: &mut dyn Output) {
-    match applier.put_back() {
-        Ok(again) => {
-            for what in again {
-                out.event(&Event::Warning(format!("another program had taken it away: {what}, again")));
-            }
-        }
-        Err(failure) => {
-            out.event(&Event::Warning(format!("cannot put back what another program took away: {}", failure.message)))
-        }
+    let cannot = |why: String| format!("cannot put back what another program took away: {why}");
+    let said = match applier.put_back() {
+        Ok(again) => again
+            .into_iter()
+            .map(|outcome| match outcome {
+                Ok(what) => format!("another program had taken it away: {what}, again"),
+                Err(error) => cannot(chain(&error)),
+            })
+            .collect(),
+        Err(failure) => vec![cannot(failure.message)],
+    };
+    for warning in said {
+        out.event(&Event::Warning(warning));
     }
 }
 

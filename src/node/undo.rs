@@ -60,12 +60,10 @@ pub fn dead(host: &mut dyn Host, log: &mut files::Log, interface: &str) -> Resul
     Ok(Dead { closed, names: journal.names })
 }
 
-/// Whether the rules that close are seen, where the system shows rules.
+/// Whether the rules that close are seen.
 fn kill_switch_stands(host: &mut dyn Host, interface: &str) -> Result<bool, Error> {
-    let table = firewall::table_name(interface);
-    let closes = |comment: &Option<String>| comment.as_deref() == Some(firewall::KILL_SWITCH);
-    let chains = host.seen_chains()?;
-    Ok(chains.iter().any(|chain| chain.table == table && chain.rules.iter().any(|rule| closes(&rule.comment))))
+    let rules = host.firewall_rules(&firewall::table_name(interface))?;
+    Ok(firewall::closes(os::SYSTEM, &rules))
 }
 
 /// A network namespace that is not this one, and where a killed node's changes lie.
@@ -161,10 +159,11 @@ pub fn journal(host: &mut dyn Host, log: &mut files::Log) -> (Leftovers, Journal
 }
 
 /// The kernel state that a journal tells of is gone, with its boot or its network namespace (see [`elsewhere`]). Where
-/// the first line is lost, that is unknown: an undo checks what it finds.
+/// the first line is lost, or a boot has no name, that is unknown: an undo checks what it finds.
 fn gone(host: &mut dyn Host, journal: &Journal) -> bool {
     let here = host.namespace().unwrap_or_default();
-    journal.boot.as_ref().is_some_and(|boot| *boot != boot_id(host))
+    let (boot, now) = (journal.boot.as_deref().unwrap_or_default(), boot_id(host));
+    (!boot.is_empty() && !now.is_empty() && boot != now)
         || journal.namespace.is_some_and(|namespace| here != Some(namespace))
 }
 

@@ -29,7 +29,7 @@ fn uplinks() -> [(Family, RouteLookup); 2] {
 }
 
 /// Every policy that has a golden file.
-fn golden() -> Vec<(&'static str, Anchor)> {
+pub fn golden() -> Vec<(&'static str, Anchor)> {
     let uplinks = uplinks();
     let around = Surroundings { port: Some(51820), mtu: 1420, uplinks: uplinks.to_vec() };
     let v4_only = Surroundings { port: None, mtu: 1280, uplinks: uplinks[..1].to_vec() };

@@ -13,7 +13,7 @@ use super::firewall::{connect, path};
 const TUNNEL: &str = "peervpn0";
 
 /// Every policy that has a golden file.
-fn golden() -> Vec<(&'static str, FilterSet)> {
+pub fn golden() -> Vec<(&'static str, FilterSet)> {
     let lan = |interface: &str, prefix: &str| Lan { interface: interface.into(), prefix: prefix.parse().unwrap() };
     let lans = [lan("Ethernet", "192.168.1.0/24"), lan("Ethernet", "2001:db8:1::/64")];
     let everything = Family::BOTH.map(Family::default_prefix);
@@ -28,7 +28,10 @@ fn golden() -> Vec<(&'static str, FilterSet)> {
     let split = KillSwitch { allowed: &one, exclude: &other, ..closed };
     let split = ConnectPolicy { kill_switch: Some(split), dns: Some(OnlyDns { lan_servers: &resolver }), ..connect() };
     let dns = ConnectPolicy { dns: only_dns, v6: None, ..connect() };
+    let no_v6 = ConnectPolicy { refuse_v6: true, ..connect() };
     vec![
+        ("connect-exit-without-v6.wfp", no_v6.filters()),
+        ("connect-kill-switch-exit-without-v6.wfp", ConnectPolicy { refuse_v6: true, ..kill_switch.clone() }.filters()),
         ("connect-kill-switch.wfp", kill_switch.filters()),
         ("connect-kill-switch-no-lan.wfp", no_lan.filters()),
         ("connect-split.wfp", split.filters()),
@@ -56,7 +59,10 @@ fn policies_read_as_agreed() {
 /// A connection that is asked about.
 #[derive(Clone, Copy)]
 struct Packet<'a> {
+    /// Of its local address, when forwarded the one by which it leaves.
     interface: &'a str,
+    /// By which it came, if it did.
+    arrival: &'a str,
     local: IpAddr,
     remote: IpAddr,
     protocol: u8,
@@ -68,6 +74,9 @@ impl Packet<'_> {
     fn meets(&self, condition: &Condition) -> bool {
         match condition {
             Condition::Interface { name, not } => (name == self.interface) != *not,
+            Condition::Arrival { name, not } => (name == self.arrival) != *not,
+            // asked about when it comes: nothing is answered yet
+            Condition::Answer(_) => false,
             Condition::Loopback => self.remote.is_loopback(),
             Condition::OurProgram => self.ours,
             Condition::Protocol(protocol) => *protocol == self.protocol,
@@ -91,6 +100,7 @@ impl Packet<'_> {
 fn tcp(interface: &'static str, local: &str, remote: &str, port: u16) -> Packet<'static> {
     Packet {
         interface,
+        arrival: interface,
         local: local.parse().unwrap(),
         remote: remote.parse().unwrap(),
         protocol: 6,
@@ -108,6 +118,9 @@ fn nothing_leaves_beside_the_tunnel() {
     assert_eq!(tcp(TUNNEL, "10.77.0.1", "203.0.113.9", 443).verdict(&set, Layer::Connect), Action::Permit);
     assert_eq!(tcp("Ethernet", "2001:db8:1::7", "2001:db8::9", 443).verdict(&set, Layer::Connect), Action::Block);
     assert_eq!(beside.verdict(&set, Layer::Forward), Action::Block, "of a virtual machine");
+    let answer = Packet { arrival: TUNNEL, ..tcp("vEthernet", "203.0.113.9", "172.20.0.2", 50_000) };
+    assert_eq!(answer.verdict(&set, Layer::Forward), Action::Permit, "to a virtual machine, out of the tunnel");
+    assert_eq!(Packet { arrival: "Ethernet", ..answer }.verdict(&set, Layer::Forward), Action::Block);
     assert_eq!(beside.verdict(&set, Layer::Accept), Action::Permit, "connections from outside stay");
     // the tunnel has gone, and another interface has its number: a program's own address is not the tunnel's
     assert_eq!(tcp(TUNNEL, "192.168.1.7", "203.0.113.9", 443).verdict(&set, Layer::Connect), Action::Block);
@@ -144,8 +157,24 @@ fn a_split_tunnel_closes_only_what_it_carries() {
 }
 
 #[test]
+fn an_exit_without_ipv6_is_asked_for_none() {
+    for name in ["connect-exit-without-v6.wfp", "connect-kill-switch-exit-without-v6.wfp"] {
+        let set = policy(name);
+        let to = |remote| tcp(TUNNEL, "fd77::1", remote, 443).verdict(&set, Layer::Connect);
+        assert_eq!(to("2001:db8::9"), Action::Block, "{name}");
+        assert_eq!(to("fd77::9"), Action::Permit, "{name}: the exit itself");
+        let v4 = tcp(TUNNEL, "10.77.0.1", "203.0.113.9", 443);
+        assert_eq!(v4.verdict(&set, Layer::Connect), Action::Permit, "{name}");
+    }
+    let beside = tcp("Ethernet", "2001:db8:1::7", "2001:db8::9", 443);
+    assert_eq!(beside.verdict(&policy("connect-exit-without-v6.wfp"), Layer::Connect), Action::Permit);
+}
+
+#[test]
 fn tunnel_addresses_are_reached_through_the_tunnel_only() {
     let set = policy("connect.wfp");
-    assert_eq!(tcp("Ethernet", "10.77.0.1", "192.168.1.66", 22).verdict(&set, Layer::Accept), Action::Block);
-    assert_eq!(tcp(TUNNEL, "10.77.0.1", "10.77.0.2", 22).verdict(&set, Layer::Accept), Action::Permit);
+    let inside = tcp(TUNNEL, "10.77.0.1", "10.77.0.2", 22);
+    assert_eq!(inside.verdict(&set, Layer::Accept), Action::Permit);
+    // the address is the tunnel's, whichever way it comes
+    assert_eq!(Packet { arrival: "Ethernet", ..inside }.verdict(&set, Layer::Accept), Action::Block);
 }

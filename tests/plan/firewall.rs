@@ -4,10 +4,13 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use peervpn::host::firewall::{ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, table_name};
+use peervpn::host::firewall::{
+    ConnectPolicy, ExitPolicy, KillSwitch, OnlyDns, Policy, Surroundings, closes, table_name,
+};
 use peervpn::host::lan::Lan;
 use peervpn_platform::nft::{Rule, Statement, Table};
-use peervpn_platform::types::Family;
+use peervpn_platform::pf::Anchor;
+use peervpn_platform::types::{Family, System};
 
 pub const V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
@@ -102,6 +105,37 @@ fn a_table_for_each_interface() {
     assert_eq!(table_name("peervpn0"), "peervpn");
     assert_eq!(table_name("pv1"), "peervpn-pv1");
     assert_eq!(table_name("peervpn1"), "peervpn-peervpn1");
+}
+
+/// The journal knows a firewall by this name alone: a kill switch that it does not find again is lost.
+#[test]
+fn every_systems_firewall_has_that_name() {
+    for system in [System::Linux, System::Macos, System::Windows] {
+        for interface in ["peervpn0", "pv1"] {
+            let policy = Policy::Connect(ConnectPolicy { interface, ..connect() });
+            let around = Surroundings { port: None, mtu: 1420, uplinks: Vec::new() };
+            let firewall = policy.firewall(system, &around).expect("every system can connect");
+            assert_eq!(firewall.name(), table_name(interface), "{system:?}");
+        }
+    }
+}
+
+/// What a journal does not tell any more is read off the rules, as each system shows them.
+#[test]
+fn a_kill_switch_is_known_by_its_rules() {
+    let comments = |table: Table| {
+        let rules = table.chains.into_iter().flat_map(|chain| chain.rules);
+        rules.filter_map(|rule| rule.comment).collect()
+    };
+    let lines = |anchor: Anchor| anchor.rules.lines().map(str::to_owned).collect();
+    let linux = golden().into_iter().map(|(name, table)| (System::Linux, name, comments(table)));
+    let macos = super::anchors::golden().into_iter().map(|(name, anchor)| (System::Macos, name, lines(anchor)));
+    let windows = super::filters::golden().into_iter().map(|(name, set)| (System::Windows, name, set.names()));
+    let all: Vec<(System, &str, Vec<String>)> = linux.chain(macos).chain(windows).collect();
+    for (system, name, rules) in all {
+        let expected = ["kill-switch", "split", "lockdown"].iter().any(|closed| name.contains(closed));
+        assert_eq!(closes(system, &rules), expected, "{name}");
+    }
 }
 
 #[test]

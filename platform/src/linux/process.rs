@@ -166,16 +166,17 @@ pub(super) fn peer(socket: &impl AsRawFd) -> Option<u32> {
     (status == 0 && credentials.pid > 0).then_some(credentials.pid as u32)
 }
 
-/// Overwrites an argument of this process where ps(1) reads it, in `/proc/PID/cmdline`. Other users saw it until now.
-pub fn conceal_argument(argument: &str) {
-    let Ok(stat) = fs::read("/proc/self/stat") else { return };
-    let Some(name_end) = stat.iter().rposition(|byte| *byte == b')') else { return };
+/// Overwrites an argument of this process where ps(1) reads it, in `/proc/PID/cmdline`; whether it was there. Other users
+/// saw it until now.
+pub fn conceal_argument(argument: &str) -> bool {
+    let Ok(stat) = fs::read("/proc/self/stat") else { return false };
+    let Some(name_end) = stat.iter().rposition(|byte| *byte == b')') else { return false };
     let text = String::from_utf8_lossy(&stat[name_end + 1..]);
     // proc(5): arg_start and arg_end are fields 48 and 49; the first behind the name is 3
     let mut fields = text.split_ascii_whitespace().skip(48 - 3).map(str::parse::<usize>);
-    let (Some(Ok(start)), Some(Ok(end))) = (fields.next(), fields.next()) else { return };
+    let (Some(Ok(start)), Some(Ok(end))) = (fields.next(), fields.next()) else { return false };
     if argument.is_empty() || start == 0 || end <= start {
-        return;
+        return false;
     }
     // SAFETY: the kernel says that the arguments lie there, on the initial stack, which is writable and stays for as long
     // as the process; nobody else writes to it, and no reference to it outlives this function.
@@ -185,6 +186,7 @@ pub fn conceal_argument(argument: &str) {
         area[from + at..from + at + argument.len()].fill(b'x');
         from += at + argument.len();
     }
+    from > 0
 }
 
 #[cfg(test)]

@@ -484,6 +484,10 @@ impl Host for SystemHost {
         }
     }
 
+    fn firewall_rules(&mut self, name: &str) -> Result<Vec<String>> {
+        Ok(pf::rules(name))
+    }
+
     fn delete_firewall(&mut self, name: &str) -> Result<()> {
         pf::delete(name)
     }

@@ -90,13 +90,23 @@ pub(super) fn load(anchor: &Anchor) -> Result<()> {
     enable()
 }
 
+/// Rules of ours, of one kind, as pf has them.
+fn shown(name: &str, kind: &str) -> Vec<String> {
+    // of an anchor that is not there pfctl shows nothing, or fails
+    let text = pfctl(&["-q", "-a", &path(name), "-s", kind], "").unwrap_or_default();
+    text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+}
+
+/// Filters of ours.
+pub(super) fn rules(name: &str) -> Vec<String> {
+    shown(name, "rules")
+}
+
 /// Whether as many rules stand as were loaded, and pf is kept enabled by us.
 pub(super) fn stands(anchor: &Anchor) -> Result<bool> {
     let mut count = 0;
     for kind in KINDS {
-        // of an anchor that is not there pfctl shows nothing, or fails
-        let text = pfctl(&["-q", "-a", &path(&anchor.name), "-s", kind], "").unwrap_or_default();
-        count += text.lines().filter(|line| !line.trim().is_empty()).count();
+        count += shown(&anchor.name, kind).len();
     }
     Ok(count == anchor.count() && references()?.iter().any(|reference| ours(reference, Some(std::process::id()))))
 }

@@ -185,11 +185,12 @@ pub(crate) fn lock_holder(file: &File) -> Option<u32> {
     open_files().find(|(_, open)| same(open)).map(|(pid, _)| pid)
 }
 
-/// Overwrites an argument of this process where ps(1) reads it. Other users saw it until now.
-pub fn conceal_argument(argument: &str) {
+/// Overwrites an argument of this process where ps(1) reads it; whether it was there. Other users saw it until now.
+pub fn conceal_argument(argument: &str) -> bool {
     if argument.is_empty() {
-        return;
+        return false;
     }
+    let mut done = false;
     // SAFETY: argv is an array of C strings that ends with a null pointer; they lie in writable memory that stays for as
     // long as the process, and nobody else writes there.
     unsafe {
@@ -199,10 +200,12 @@ pub fn conceal_argument(argument: &str) {
             let found = text.windows(argument.len()).position(|part| part == argument.as_bytes());
             if let Some(at) = found {
                 std::ptr::write_bytes((*next).add(at), b'x', argument.len());
+                done = true;
             }
             next = next.add(1);
         }
     }
+    done
 }
 
 /// Runs a program of the system's with this on its standard input; what it prints.

@@ -7,6 +7,7 @@ use crate::types::{DnsProbes, FileState, ResolvConf};
 
 /// Looks at what is there.
 pub fn probe() -> Result<DnsProbes> {
+    super::nrpt::supported()?;
     let file = ResolvConf {
         state: FileState::Missing,
         text: String::new(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{interface, nrpt, route, wfp, wireguard};
+use super::{boot, interface, nrpt, route, wfp, wireguard};
 use crate::firewall::Firewall;
 use crate::nft::Rule as NftRule;
 use crate::nft::foreign::{Place, SeenChain};
@@ -119,17 +119,11 @@ impl Host for SystemHost {
     }
 
     fn ipv6(&mut self) -> Result<bool> {
-        // the loopback has it unless it was taken out of the whole system
-        let loopback = interface::entries()?.into_iter().find(|entry| entry.link.loopback);
-        Ok(match loopback {
-            Some(loopback) => interface::family_entry(loopback.luid, Family::V6)?.is_some(),
-            None => false,
-        })
+        interface::ipv6()
     }
 
     fn boot_id(&mut self) -> Result<String> {
-        // Windows has none; every undo looks at what it finds, so it can be tried after a start, too
-        Ok(String::new())
+        boot::id()
     }
 
     fn replace_firewall(&mut self, firewall: &Firewall) -> Result<()> {
@@ -141,9 +135,13 @@ impl Host for SystemHost {
 
     fn firewall_stands(&mut self, firewall: &Firewall) -> Result<bool> {
         match firewall {
-            Firewall::Wfp(set) => Ok(wfp::names(&set.interface)? == Some(set.names())),
+            Firewall::Wfp(set) => Ok(wfp::names(&set.name)? == Some(set.names())),
             _ => Ok(false),
         }
+    }
+
+    fn firewall_rules(&mut self, name: &str) -> Result<Vec<String>> {
+        Ok(wfp::names(name)?.unwrap_or_default())
     }
 
     fn delete_firewall(&mut self, name: &str) -> Result<()> {

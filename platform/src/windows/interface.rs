@@ -1,7 +1,9 @@
 //! Links and addresses by IP Helper (`netioapi.h`), and the forms in which it takes and gives addresses.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ptr::null_mut;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use windows_sys::Win32::Foundation::{
@@ -10,8 +12,10 @@ use windows_sys::Win32::Foundation::{
 use windows_sys::Win32::NetworkManagement::IpHelper::*;
 use windows_sys::Win32::NetworkManagement::Ndis::{IfOperStatusUp, NET_LUID_LH};
 use windows_sys::Win32::Networking::WinSock::{AF_INET, AF_INET6, AF_UNSPEC, IpDadStatePreferred, SOCKADDR_INET};
+use windows_sys::Win32::System::Registry::{HKEY_LOCAL_MACHINE, KEY_READ};
 use windows_sys::core::GUID;
 
+use super::registry;
 use super::text::{narrow, wide};
 use crate::types::*;
 use crate::{Error, OUR_ALIAS, Result, wireguard_nt};
@@ -24,6 +28,13 @@ const DESCRIPTION: &str = "PeerVPN Tunnel";
 const FILTER_INTERFACE: u8 = 1 << 1;
 /// Interface metric of our link: asked before every other one.
 const METRIC: u32 = 0;
+/// Where IPv6 is switched off, and the bit that does so for every link but loopback and Teredo's kind; "Guidance for
+/// configuring IPv6 in Windows".
+const V6_SETTINGS: &str = r"SYSTEM\CurrentControlSet\Services\Tcpip6\Parameters";
+const NOT_ON_LINKS: u32 = 0x10;
+/// How long a new link may take to get a family, and the pause between two looks.
+const SETTLING: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Smallest MTU of IPv6, RFC 8200 §5; Windows refuses less for it.
 const V6_MTU: u32 = 1280;
 
@@ -33,7 +44,7 @@ pub(super) fn check(operation: impl FnOnce() -> String, answer: u32) -> Result<(
 }
 
 pub(super) fn refused(operation: String, answer: u32) -> Error {
-    Error::system(operation, std::io::Error::from_raw_os_error(answer as i32))
+    Error::system(operation, io::Error::from_raw_os_error(answer as i32))
 }
 
 /// `AF_INET` or `AF_INET6`.
@@ -126,7 +137,7 @@ pub(super) fn find(name: &str) -> Result<Option<Entry>> {
 /// One that must be there.
 pub(super) fn expect(operation: &str, name: &str) -> Result<Entry> {
     find(name)?.ok_or_else(|| {
-        Error::system(operation, std::io::Error::new(std::io::ErrorKind::NotFound, format!("there is no link {name}")))
+        Error::system(operation, io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}")))
     })
 }
 
@@ -164,6 +175,7 @@ pub(super) fn addresses() -> Result<Vec<Address>> {
 pub(super) fn add_address(link: &str, prefix: IpNetwork) -> Result<()> {
     let operation = format!("add address {prefix} to {link}");
     let entry = expect(&operation, link)?;
+    settled(&operation, entry.luid, Family::of(&prefix.ip()))?;
     let mut row = MIB_UNICASTIPADDRESS_ROW::default();
     // SAFETY: the row is ours; this sets every field to its default.
     unsafe { InitializeUnicastIpAddressEntry(&raw mut row) };
@@ -173,9 +185,24 @@ pub(super) fn add_address(link: &str, prefix: IpNetwork) -> Result<()> {
     row.DadState = IpDadStatePreferred;
     // SAFETY: the row is complete.
     match unsafe { CreateUnicastIpAddressEntry(&raw const row) } {
-        ERROR_OBJECT_ALREADY_EXISTS => Ok(()),
+        // SAFETY: the row names link and address, and is filled in.
+        ERROR_OBJECT_ALREADY_EXISTS => match unsafe { GetUnicastIpAddressEntry(&raw mut row) } {
+            ERROR_FILE_NOT_FOUND | ERROR_NOT_FOUND => {
+                Err(Error::system(operation, io::Error::new(io::ErrorKind::AddrInUse, "another link has it")))
+            }
+            answer => check(|| operation, answer),
+        },
         answer => check(|| operation, answer),
     }
+}
+
+/// Whether this system has IPv6, and new links get it.
+pub(super) fn ipv6() -> Result<bool> {
+    // the loopback has it unless it was taken out of the whole system, also where all other links are to be without
+    let Some(loopback) = entries()?.into_iter().find(|entry| entry.link.loopback) else { return Ok(false) };
+    let settings = registry::open(HKEY_LOCAL_MACHINE, V6_SETTINGS, KEY_READ)?;
+    let without = settings.and_then(|settings| settings.number("DisabledComponents")).unwrap_or(0);
+    Ok(without & NOT_ON_LINKS == 0 && family_entry(loopback.luid, Family::V6)?.is_some())
 }
 
 /// A link's settings for one family; `None` if it does not have that family.
@@ -190,13 +217,32 @@ pub(super) fn family_entry(luid: u64, family: Family) -> Result<Option<MIB_IPINT
     }
 }
 
-/// Sets MTU and metric of a tunnel link, for each family that it has: no router is looked for there, and no address
+/// The same of a link that is to have that family; a new one gets it a little later.
+fn settled(operation: &str, luid: u64, family: Family) -> Result<MIB_IPINTERFACE_ROW> {
+    let started = Instant::now();
+    loop {
+        if let Some(row) = family_entry(luid, family)? {
+            return Ok(row);
+        }
+        if started.elapsed() >= SETTLING {
+            let why = match family {
+                Family::V4 => "Windows gives it no IPv4",
+                Family::V6 => "Windows gives it no IPv6",
+            };
+            return Err(Error::system(operation, io::Error::new(io::ErrorKind::TimedOut, why)));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Sets MTU and metric of a tunnel link, for each family that this system has: no router is looked for there, and no address
 /// checked for others who have it.
 pub(super) fn tune(link: &str, mtu: u32) -> Result<()> {
-    let operation = || format!("set the MTU of {link} to {mtu}");
-    let entry = expect(&operation(), link)?;
-    for family in Family::BOTH {
-        let Some(mut row) = family_entry(entry.luid, family)? else { continue };
+    let operation = format!("set the MTU of {link} to {mtu}");
+    let entry = expect(&operation, link)?;
+    let families = if ipv6()? { &Family::BOTH[..] } else { &[Family::V4] };
+    for family in families.iter().copied() {
+        let mut row = settled(&operation, entry.luid, family)?;
         row.NlMtu = if family == Family::V6 { mtu.max(V6_MTU) } else { mtu };
         row.UseAutomaticMetric = false;
         row.Metric = METRIC;
@@ -205,7 +251,7 @@ pub(super) fn tune(link: &str, mtu: u32) -> Result<()> {
         // what GetIpInterfaceEntry gives for IPv4 is refused by SetIpInterfaceEntry; its documentation asks for 0
         row.SitePrefixLength = 0;
         // SAFETY: the row was filled in by the system.
-        check(operation, unsafe { SetIpInterfaceEntry(&raw mut row) })?;
+        check(|| operation.clone(), unsafe { SetIpInterfaceEntry(&raw mut row) })?;
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 #[path = "../absent.rs"]
 #[allow(dead_code, reason = "shared by systems that lack different things")]
 mod absent;
+mod boot;
 mod clock;
 pub mod control;
 mod dll;
@@ -34,6 +35,7 @@ pub mod places;
 pub(crate) mod private;
 pub mod process;
 pub mod ready;
+mod registry;
 mod route;
 mod security;
 pub mod service;

@@ -2,14 +2,15 @@
 //! that no other adapter's servers are asked beside them. The rule is a volatile registry key: like everything else of
 //! ours but files, it ends with the system.
 
+use std::mem::transmute;
 use std::net::IpAddr;
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
-use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_NO_MORE_ITEMS, ERROR_NOT_FOUND};
+use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_NOT_FOUND};
 use windows_sys::Win32::NetworkManagement::IpHelper::{
     DNS_INTERFACE_SETTINGS, DNS_INTERFACE_SETTINGS_VERSION1, DNS_SETTING_IPV6, DNS_SETTING_NAMESERVER,
-    SetInterfaceDnsSettings,
 };
+use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleW, GetProcAddress};
 use windows_sys::Win32::System::Registry::*;
 use windows_sys::Win32::System::Services::{
     CloseServiceHandle, ControlService, OpenSCManagerW, OpenServiceW, SC_MANAGER_CONNECT, SERVICE_CONTROL_PARAMCHANGE,
@@ -18,123 +19,24 @@ use windows_sys::Win32::System::Services::{
 use windows_sys::core::GUID;
 
 use super::interface::{self, check};
-use super::text::{narrow, wide};
+use super::registry::{bytes, create, open};
+use super::text::{guid_text, wide};
 use super::wireguard::guid;
 use crate::types::Family;
-use crate::{OUR_ALIAS, Result};
+use crate::{Error, OUR_ALIAS, Result};
 
 /// Where local rules are, a key each.
 const RULES: &str = r"SYSTEM\CurrentControlSet\Services\Dnscache\Parameters\DnsPolicyConfig";
+/// Where those of a group policy are: if there are any, the local ones do not count.
+const POLICY: &str = r"SOFTWARE\Policies\Microsoft\Windows NT\DNSClient\DnsPolicyConfig";
 /// `ConfigOptions`: the rule names servers; [MS-GPNRPT] §2.2.2.13.
 const NAMES_SERVERS: u32 = 8;
 /// `Version` of a rule with these values, as Add-DnsClientNrptRule writes it.
 const VERSION: u32 = 2;
-/// Longest name of a registry key, in UTF-16 units with the zero.
-const KEY_NAME: usize = 256;
-
-/// An open registry key.
-struct Key(HKEY);
-
-impl Drop for Key {
-    fn drop(&mut self) {
-        // SAFETY: opened by us, closed once.
-        unsafe { RegCloseKey(self.0) };
-    }
-}
-
-fn create(parent: HKEY, path: &str, options: REG_OPEN_CREATE_OPTIONS) -> Result<Key> {
-    let (name, mut key) = (wide(path), null_mut());
-    // SAFETY: the name ends with zero; the key is written on success; the rest is null where that means the default.
-    let answer = unsafe {
-        RegCreateKeyExW(parent, name.as_ptr(), 0, null(), options, KEY_ALL_ACCESS, null(), &raw mut key, null_mut())
-    };
-    check(|| format!("create registry key {path}"), answer)?;
-    Ok(Key(key))
-}
-
-/// `None` if there is none.
-fn open(parent: HKEY, path: &str, access: REG_SAM_FLAGS) -> Result<Option<Key>> {
-    let (name, mut key) = (wide(path), null_mut());
-    // SAFETY: the name ends with zero; the key is written on success.
-    match unsafe { RegOpenKeyExW(parent, name.as_ptr(), 0, access, &raw mut key) } {
-        ERROR_FILE_NOT_FOUND => Ok(None),
-        answer => check(|| format!("open registry key {path}"), answer).map(|()| Some(Key(key))),
-    }
-}
-
-impl Key {
-    fn set(&self, name: &str, kind: REG_VALUE_TYPE, bytes: &[u8]) -> Result<()> {
-        let wide_name = wide(name);
-        // SAFETY: the name ends with zero; the bytes have the length given.
-        let answer = unsafe { RegSetValueExW(self.0, wide_name.as_ptr(), 0, kind, bytes.as_ptr(), bytes.len() as u32) };
-        check(|| format!("write registry value {name}"), answer)
-    }
-
-    fn set_text(&self, name: &str, text: &str) -> Result<()> {
-        self.set(name, REG_SZ, &bytes(&wide(text)))
-    }
-
-    fn set_number(&self, name: &str, number: u32) -> Result<()> {
-        self.set(name, REG_DWORD, &number.to_le_bytes())
-    }
-
-    /// A text; `None` if there is none, or one longer than any of ours.
-    fn text(&self, name: &str) -> Option<String> {
-        let (name, mut buffer) = (wide(name), [0_u16; 1024]);
-        let mut length = size_of_val(&buffer) as u32;
-        // SAFETY: the name ends with zero; the buffer has the length given, in bytes.
-        let answer = unsafe {
-            RegGetValueW(
-                self.0,
-                null(),
-                name.as_ptr(),
-                RRF_RT_REG_SZ,
-                null_mut(),
-                buffer.as_mut_ptr().cast(),
-                &raw mut length,
-            )
-        };
-        (answer == 0).then(|| narrow(&buffer))
-    }
-
-    fn names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        loop {
-            let mut name = [0_u16; KEY_NAME];
-            let mut length = KEY_NAME as u32;
-            let index = names.len() as u32;
-            // SAFETY: the buffer has the length given; the rest is null where nothing is asked for.
-            let answer = unsafe {
-                let name = name.as_mut_ptr();
-                RegEnumKeyExW(self.0, index, name, &raw mut length, null(), null_mut(), null_mut(), null_mut())
-            };
-            match answer {
-                ERROR_NO_MORE_ITEMS => return Ok(names),
-                _ => check(|| "list name resolution rules".to_owned(), answer)?,
-            }
-            names.push(narrow(&name));
-        }
-    }
-
-    fn delete(&self, name: &str) -> Result<()> {
-        let wide_name = wide(name);
-        // SAFETY: the name ends with zero.
-        match unsafe { RegDeleteTreeW(self.0, wide_name.as_ptr()) } {
-            ERROR_FILE_NOT_FOUND => Ok(()),
-            answer => check(|| format!("delete registry key {name}"), answer),
-        }
-    }
-}
-
-fn bytes(text: &[u16]) -> Vec<u8> {
-    text.iter().flat_map(|unit| unit.to_le_bytes()).collect()
-}
 
 /// `{xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx}`, the name of a node's rule.
 fn rule_name(interface: &str) -> String {
-    let GUID { data1, data2, data3, data4 } = guid(interface);
-    let tail = u64::from_be_bytes(data4);
-    format!("{{{data1:08X}-{data2:04X}-{data3:04X}-{:04X}-{:012X}}}", tail >> 48, tail & 0xffff_ffff_ffff)
+    format!("{{{}}}", guid_text(&guid(interface)))
 }
 
 /// A list as rules have it.
@@ -142,14 +44,48 @@ fn list(servers: &[IpAddr], separator: &str) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }
 
+type SetInterfaceDnsSettings = unsafe extern "system" fn(GUID, *const DNS_INTERFACE_SETTINGS) -> u32;
+
+/// Looked for, not linked: where it is missing not even `--help` would start.
+fn setter() -> Option<SetInterfaceDnsSettings> {
+    // SAFETY: the names end with zero; the library is linked, so it stays.
+    let found = unsafe {
+        GetProcAddress(GetModuleHandleW(wide("iphlpapi.dll").as_ptr()), c"SetInterfaceDnsSettings".as_ptr().cast())
+    };
+    // SAFETY: the function has the type that netioapi.h gives it.
+    found.map(|found| unsafe { transmute::<unsafe extern "system" fn() -> isize, SetInterfaceDnsSettings>(found) })
+}
+
+/// Whether this Windows can be told our servers; asked before DNS is changed.
+pub(super) fn supported() -> Result<()> {
+    setter().map(drop).ok_or(Error::Unsupported {
+        what: "changing DNS before version 2004 of Windows 10",
+        instead: "leave DNS as it is with --dns none, or update Windows",
+    })
+}
+
 /// Sends every name's queries to these servers.
 pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
+    supported()?;
     set_adapter(interface, servers)?;
+    set_rule(RULES, interface, servers)?;
+    if let Some(policy) = open(HKEY_LOCAL_MACHINE, POLICY, KEY_READ)?
+        && !policy.names()?.is_empty()
+    {
+        tracing::warn!(
+            "a group policy has name resolution rules, beside which ours does not count: names may not resolve"
+        );
+    }
+    Ok(())
+}
+
+/// Puts our rule among these.
+fn set_rule(rules: &str, interface: &str, servers: &[IpAddr]) -> Result<()> {
     // the rules of other programs live below it for good, so it must not be volatile, whoever makes it first
-    let rules = create(HKEY_LOCAL_MACHINE, RULES, REG_OPTION_NON_VOLATILE)?;
+    let (rules, _) = create(HKEY_LOCAL_MACHINE, rules, REG_OPTION_NON_VOLATILE)?;
     let name = rule_name(interface);
     rules.delete(&name)?;
-    let rule = create(rules.0, &name, REG_OPTION_VOLATILE)?;
+    let (rule, _) = create(rules.0, &name, REG_OPTION_VOLATILE)?;
     // the mark first: what is left by a kill is known as ours
     rule.set_text("Comment", OUR_ALIAS)?;
     rule.set_text("DisplayName", &format!("PeerVPN {interface}"))?;
@@ -165,7 +101,11 @@ pub(super) fn set(interface: &str, servers: &[IpAddr]) -> Result<()> {
 
 /// The servers that our rule names; none if there is no rule of ours.
 pub(super) fn servers(interface: &str) -> Result<Vec<IpAddr>> {
-    let path = format!(r"{RULES}\{}", rule_name(interface));
+    servers_among(RULES, interface)
+}
+
+fn servers_among(rules: &str, interface: &str) -> Result<Vec<IpAddr>> {
+    let path = format!(r"{rules}\{}", rule_name(interface));
     let Some(rule) = open(HKEY_LOCAL_MACHINE, &path, KEY_READ)? else { return Ok(Vec::new()) };
     let text = rule.text("GenericDNSServers").unwrap_or_default();
     Ok(text.split(';').filter_map(|server| server.parse().ok()).collect())
@@ -173,17 +113,17 @@ pub(super) fn servers(interface: &str) -> Result<Vec<IpAddr>> {
 
 /// Takes the rule back, and the adapter's servers if it is there still.
 pub(super) fn remove(interface: &str) -> Result<()> {
-    remove_rules(|name, _| name.eq_ignore_ascii_case(&rule_name(interface)))?;
+    remove_rules(RULES, |name, _| name.eq_ignore_ascii_case(&rule_name(interface)))?;
     set_adapter(interface, &[])
 }
 
 /// Takes back every rule of ours, of whichever node.
 pub(super) fn remove_all() -> Result<()> {
-    remove_rules(|_, comment| comment == OUR_ALIAS)
+    remove_rules(RULES, |_, comment| comment == OUR_ALIAS)
 }
 
-fn remove_rules(which: impl Fn(&str, &str) -> bool) -> Result<()> {
-    let Some(rules) = open(HKEY_LOCAL_MACHINE, RULES, KEY_ALL_ACCESS)? else { return Ok(()) };
+fn remove_rules(rules: &str, which: impl Fn(&str, &str) -> bool) -> Result<()> {
+    let Some(rules) = open(HKEY_LOCAL_MACHINE, rules, KEY_ALL_ACCESS)? else { return Ok(()) };
     let mut any = false;
     for name in rules.names()? {
         let comment = open(rules.0, &name, KEY_READ)?.and_then(|rule| rule.text("Comment")).unwrap_or_default();
@@ -201,6 +141,7 @@ fn remove_rules(which: impl Fn(&str, &str) -> bool) -> Result<()> {
 /// The servers of our adapter; none there, no error: its settings are asked for only while it is up.
 fn set_adapter(interface: &str, servers: &[IpAddr]) -> Result<()> {
     let Some(entry) = interface::find(interface)?.filter(|entry| entry.link.alias.is_some()) else { return Ok(()) };
+    let Some(set) = setter() else { return Ok(()) };
     for family in Family::BOTH {
         let of_family: Vec<IpAddr> = servers.iter().copied().filter(|server| Family::of(server) == family).collect();
         let mut text = wide(list(&of_family, ","));
@@ -212,7 +153,7 @@ fn set_adapter(interface: &str, servers: &[IpAddr]) -> Result<()> {
             ..Default::default()
         };
         // SAFETY: the settings and their text live through the call.
-        match unsafe { SetInterfaceDnsSettings(entry.guid, &raw const settings) } {
+        match unsafe { set(entry.guid, &raw const settings) } {
             ERROR_FILE_NOT_FOUND | ERROR_NOT_FOUND if servers.is_empty() => {}
             answer => check(|| format!("set the DNS servers of {interface}"), answer)?,
         }
@@ -240,5 +181,33 @@ fn reload() {
             CloseServiceHandle(service);
         }
         CloseServiceHandle(manager);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_ours_are_set_read_and_removed_and_others_stay() {
+        // not where anybody looks for rules
+        let software = open(HKEY_LOCAL_MACHINE, "SOFTWARE", KEY_ALL_ACCESS).unwrap().unwrap();
+        let name = format!("PeerVPN test {}", std::process::id());
+        let rules = format!(r"SOFTWARE\{name}");
+        let servers = |interface| servers_among(&rules, interface).unwrap();
+        let (one, two): ([IpAddr; 2], [IpAddr; 1]) =
+            (["10.77.0.1".parse().unwrap(), "fd77::1".parse().unwrap()], ["10.77.0.2".parse().unwrap()]);
+        set_rule(&rules, "peervpn0", &two).unwrap();
+        set_rule(&rules, "peervpn0", &one).unwrap();
+        set_rule(&rules, "peervpn1", &two).unwrap();
+        let (other, _) = create(software.0, &format!(r"{name}\other"), REG_OPTION_NON_VOLATILE).unwrap();
+        other.set_text("Comment", "someone else's").unwrap();
+        assert_eq!((servers("peervpn0"), servers("peervpn1")), (one.to_vec(), two.to_vec()));
+        remove_rules(&rules, |name, _| name == rule_name("peervpn1")).unwrap();
+        assert_eq!((servers("peervpn0"), servers("peervpn1")), (one.to_vec(), Vec::new()));
+        remove_rules(&rules, |_, comment| comment == OUR_ALIAS).unwrap();
+        let left = open(HKEY_LOCAL_MACHINE, &rules, KEY_READ).unwrap().unwrap().names().unwrap();
+        software.delete(&name).unwrap();
+        assert_eq!(left, ["other"]);
     }
 }

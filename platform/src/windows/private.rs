@@ -16,7 +16,7 @@ use windows_sys::Win32::Storage::FileSystem::{
 
 use super::security::{self, Descriptor, Standing};
 use super::text::wide;
-use crate::files::refuse;
+use crate::files::{parent, refuse};
 
 /// Options that follow no link in the last component; CreateFileW.
 pub(crate) fn careful() -> OpenOptions {
@@ -28,6 +28,30 @@ pub(crate) fn careful() -> OpenOptions {
 /// Windows writes directory entries through on its own; there is nothing to ask for.
 pub(crate) fn sync_parent(_path: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// Creates the directories above, each like [`make_dir`].
+pub(crate) fn make_parents(path: &Path) -> io::Result<()> {
+    let above = parent(path);
+    if above.is_dir() {
+        return Ok(());
+    }
+    make_parents(above)?;
+    match make_dir(above) {
+        // somebody was quicker
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Refuses a file, or the directory that it is in, as [`check_dir`] does.
+pub(crate) fn check_place(path: &Path) -> io::Result<()> {
+    // one that may not be looked at is not read either
+    if !fs::exists(path).unwrap_or(false) {
+        return Ok(());
+    }
+    check_dir(parent(path))?;
+    check_dir(path)
 }
 
 /// Creates a directory for the system, the administrators and its owner. One that is there is an error.

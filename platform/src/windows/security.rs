@@ -8,7 +8,8 @@ use std::ptr::null_mut;
 
 use windows_sys::Win32::Foundation::{CloseHandle, ERROR_SUCCESS, GENERIC_ALL, GENERIC_WRITE, HANDLE, LocalFree};
 use windows_sys::Win32::Security::Authorization::{
-    ConvertStringSecurityDescriptorToSecurityDescriptorW, GetNamedSecurityInfoW, SDDL_REVISION_1, SE_FILE_OBJECT,
+    ConvertStringSecurityDescriptorToSecurityDescriptorW, ConvertStringSidToSidW, GetNamedSecurityInfoW,
+    SDDL_REVISION_1, SE_FILE_OBJECT,
 };
 use windows_sys::Win32::Security::{
     ACCESS_ALLOWED_ACE, ACE_HEADER, ACL, ACL_SIZE_INFORMATION, AclSizeInformation, DACL_SECURITY_INFORMATION, EqualSid,
@@ -19,7 +20,7 @@ use windows_sys::Win32::Security::{
 use windows_sys::Win32::Storage::FileSystem::{
     DELETE, FILE_APPEND_DATA, FILE_DELETE_CHILD, FILE_WRITE_DATA, WRITE_DAC, WRITE_OWNER,
 };
-use windows_sys::Win32::System::SystemServices::ACCESS_ALLOWED_ACE_TYPE;
+use windows_sys::Win32::System::SystemServices::{ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE};
 use windows_sys::Win32::System::Threading::{GetCurrentProcess, OpenProcessToken};
 
 use super::text::wide;
@@ -95,6 +96,15 @@ pub(crate) enum Standing {
 /// Looks at a file's or directory's owner and access control list.
 pub(crate) fn standing(path: &Path) -> io::Result<Standing> {
     let us = own_user()?;
+    standing_for(path, |sid| administrative(sid) || is(sid, &us))
+}
+
+/// The same, but whoever runs this program is one of the others, too: unelevated programs of an administrator are.
+pub(crate) fn standing_of_system(path: &Path) -> io::Result<Standing> {
+    standing_for(path, administrative)
+}
+
+fn standing_for(path: &Path, trusted: impl Fn(PSID) -> bool) -> io::Result<Standing> {
     let (mut owner, mut list, mut descriptor): (PSID, *mut ACL, _) = (null_mut(), null_mut(), null_mut());
     // SAFETY: a path that ends with zero, and places for the results; what was not asked for may be null.
     let error = unsafe {
@@ -114,7 +124,7 @@ pub(crate) fn standing(path: &Path) -> io::Result<Standing> {
     }
     // owner and list point into it
     let _descriptor = Descriptor(descriptor);
-    if !trusted(owner, &us) {
+    if !trusted(owner) {
         return Ok(Standing::Foreign);
     }
     if list.is_null() {
@@ -136,26 +146,46 @@ pub(crate) fn standing(path: &Path) -> io::Result<Standing> {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: every entry starts with a header.
-        if u32::from(unsafe { (*entry.cast::<ACE_HEADER>()).AceType }) != ACCESS_ALLOWED_ACE_TYPE {
-            continue;
+        match u32::from(unsafe { (*entry.cast::<ACE_HEADER>()).AceType }) {
+            ACCESS_ALLOWED_ACE_TYPE => {}
+            ACCESS_DENIED_ACE_TYPE => continue,
+            // of another form: on conditions, of parts of an object
+            _ => return Ok(Standing::Loose),
         }
         let entry: *mut ACCESS_ALLOWED_ACE = entry.cast();
         // SAFETY: an entry of this type is an ACCESS_ALLOWED_ACE, whose security identifier begins at SidStart.
         let (mask, sid) = unsafe { ((*entry).Mask, (&raw mut (*entry).SidStart).cast::<c_void>()) };
-        if mask & CHANGES != 0 && !trusted(sid, &us) {
+        if mask & CHANGES != 0 && !trusted(sid) {
             return Ok(Standing::Loose);
         }
     }
     Ok(Standing::Ours)
 }
 
-/// One of the three, or whoever runs this program.
-fn trusted(sid: PSID, us: &[u64]) -> bool {
+/// One of the three (the owner is looked at by name), or who installs Windows' own files.
+fn administrative(sid: PSID) -> bool {
     let known = [WinLocalSystemSid, WinBuiltinAdministratorsSid, WinCreatorOwnerRightsSid, WinCreatorOwnerSid];
     // SAFETY: a valid security identifier.
-    if known.iter().any(|kind| unsafe { IsWellKnownSid(sid, *kind) } != 0) {
-        return true;
+    known.iter().any(|kind| unsafe { IsWellKnownSid(sid, *kind) } != 0) || is_installer(sid)
+}
+
+/// `NT SERVICE\TrustedInstaller`, to whom `%ProgramFiles%` belongs; the number is made of the name, and so the same everywhere.
+fn is_installer(sid: PSID) -> bool {
+    const INSTALLER: &str = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464";
+    let mut installer: PSID = null_mut();
+    // SAFETY: a text that ends with zero, and a place for the result.
+    if unsafe { ConvertStringSidToSidW(wide(INSTALLER).as_ptr(), &mut installer) } == 0 {
+        return false;
     }
+    // SAFETY: two valid security identifiers.
+    let same = unsafe { EqualSid(sid, installer) != 0 };
+    // SAFETY: its documentation says that LocalFree frees it.
+    unsafe { LocalFree(installer) };
+    same
+}
+
+/// Whether it is this user, given as a `TOKEN_USER`.
+fn is(sid: PSID, us: &[u64]) -> bool {
     // SAFETY: `us` holds a TOKEN_USER that GetTokenInformation wrote, and lies aligned for it.
     let user = unsafe { (*us.as_ptr().cast::<TOKEN_USER>()).User.Sid };
     // SAFETY: two valid security identifiers.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::windows::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::windows::fs::OpenOptionsExt as _;
 use std::os::windows::io::IntoRawHandle as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,10 +21,11 @@ use windows_sys::Win32::System::Console::{STD_ERROR_HANDLE, STD_OUTPUT_HANDLE, S
 use windows_sys::Win32::System::Services::*;
 use windows_sys::core::PWSTR;
 
+use super::security::{self, Standing};
 use super::signals;
 use super::text::{units, wide};
 use crate::types::{Installed, Service, ServiceState};
-use crate::{Error, Result, argv};
+use crate::{Error, Result, argv, files};
 
 /// The service's name.
 const NAME: &str = "PeerVPN";
@@ -87,10 +88,39 @@ fn failed_for(error: &Error, code: u32) -> bool {
     error.errno() == Some(code as i32)
 }
 
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|source| Error::system("find our own program file", source))
+}
+
+/// The service is the system's own: whoever may replace its program may do everything.
+fn check_program() -> Result<()> {
+    let program = program()?;
+    let places = [program.as_path(), files::parent(&program)];
+    let all = |standing: fn(&Path) -> io::Result<Standing>| -> Result<bool> {
+        let ours = |path: &Path| standing(path).map(|standing| standing == Standing::Ours);
+        let looked: io::Result<Vec<bool>> = places.into_iter().map(ours).collect();
+        let looked = looked.map_err(|source| Error::system(format!("look at {}", program.display()), source))?;
+        Ok(!looked.contains(&false))
+    };
+    if !all(security::standing)? {
+        return Err(Error::Unsupported {
+            what: "a service whose program other users may replace",
+            instead: "move the program with its wireguard.dll below %ProgramFiles%, and install the service from there",
+        });
+    }
+    if !all(security::standing_of_system)? {
+        tracing::warn!(
+            "any program that you start may replace {}, which the system runs from now on: better move it below \
+             %ProgramFiles%, and install the service from there",
+            program.display()
+        );
+    }
+    Ok(())
+}
+
 /// The command line of this program with these arguments.
 fn line(arguments: &[OsString]) -> Result<Vec<u16>> {
-    let program = std::env::current_exe().map_err(|source| Error::system("find our own program file", source))?;
-    let program: Vec<u16> = program.as_os_str().encode_wide().collect();
+    let program: Vec<u16> = program()?.as_os_str().encode_wide().collect();
     let arguments: Vec<Vec<u16>> = arguments.iter().map(|argument| argument.encode_wide().collect()).collect();
     // the service manager replaces variables in what it starts, and knows no way around that
     let percent = |text: &[u16]| text.iter().filter(|unit| **unit == u16::from(b'%')).count();
@@ -114,6 +144,7 @@ pub fn install(arguments: &[OsString]) -> Result<Installed> {
         }
         return start(&service).map(|()| Installed::Same);
     }
+    check_program()?;
     let (name, display) = (wide(NAME), wide("PeerVPN"));
     let line: Vec<u16> = line.into_iter().chain([0]).collect();
     // DNS and the filter engine are there before us

@@ -1,8 +1,10 @@
 //! What ends a node: the console's events, and the service manager's word.
 
-use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlLogoff, CtrlShutdown};
-use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_logoff, ctrl_shutdown};
+use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown};
+use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
 use tokio::sync::Notify;
+use windows_sys::Win32::System::Console::{CTRL_LOGOFF_EVENT, SetConsoleCtrlHandler};
+use windows_sys::core::BOOL;
 
 use crate::{Error, Result};
 
@@ -14,14 +16,19 @@ pub fn stop() {
     STOPPED.notify_one();
 }
 
-/// Ctrl-C, Ctrl-Break, the closed console, log-off, shutdown, and [`stop`] as one stream. From the moment it exists none
-/// of them ends the process at once; after the last three Windows gives it some seconds (HandlerRoutine).
+/// Somebody has logged off, and nobody says who: services alone are told (HandlerRoutine), and go on. Without this they
+/// would be ended.
+unsafe extern "system" fn go_on(event: u32) -> BOOL {
+    (event == CTRL_LOGOFF_EVENT).into()
+}
+
+/// Ctrl-C, Ctrl-Break, the closed console, shutdown, and [`stop`] as one stream. From the moment it exists none of them
+/// ends the process at once; after a close or shutdown Windows gives it some seconds (HandlerRoutine).
 #[derive(Debug)]
 pub struct StopSignals {
     interrupt: CtrlC,
     pause: CtrlBreak,
     close: CtrlClose,
-    logoff: CtrlLogoff,
     shutdown: CtrlShutdown,
 }
 
@@ -29,11 +36,14 @@ impl StopSignals {
     /// Takes them over.
     pub fn install() -> Result<Self> {
         let failed = |error| Error::system("watch for the end of the console", error);
+        // SAFETY: the handler touches nothing, and stays for as long as the process does.
+        if unsafe { SetConsoleCtrlHandler(Some(go_on), 1) } == 0 {
+            return Err(failed(std::io::Error::last_os_error()));
+        }
         Ok(StopSignals {
             interrupt: ctrl_c().map_err(failed)?,
             pause: ctrl_break().map_err(failed)?,
             close: ctrl_close().map_err(failed)?,
-            logoff: ctrl_logoff().map_err(failed)?,
             shutdown: ctrl_shutdown().map_err(failed)?,
         })
     }
@@ -44,7 +54,6 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
             _ = self.pause.recv() => {}
             _ = self.close.recv() => {}
-            _ = self.logoff.recv() => {}
             _ = self.shutdown.recv() => {}
             () = STOPPED.notified() => {}
         }
@@ -53,3 +62,17 @@ impl StopSignals {
 
 /// Terminals stop nobody here.
 pub fn read_terminal_or_fail() {}
+
+#[cfg(test)]
+mod tests {
+    use windows_sys::Win32::System::Console::{CTRL_C_EVENT, CTRL_SHUTDOWN_EVENT};
+
+    use super::*;
+
+    #[test]
+    fn a_log_off_ends_nothing_and_is_all_that_is_kept_from_the_others() {
+        // SAFETY: it touches nothing.
+        let kept = [CTRL_LOGOFF_EVENT, CTRL_C_EVENT, CTRL_SHUTDOWN_EVENT].map(|event| unsafe { go_on(event) });
+        assert_eq!(kept, [1, 0, 0]);
+    }
+}

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::os::windows::ffi::OsStrExt as _;
 
+use windows_sys::core::GUID;
+
 /// UTF-16, ended by zero.
 pub(crate) fn wide(text: impl AsRef<OsStr>) -> Vec<u16> {
     text.as_ref().encode_wide().chain([0]).collect()
@@ -33,6 +35,13 @@ pub(crate) unsafe fn units(text: *const u16) -> Vec<u16> {
     }
     // SAFETY: up to the zero, by the caller.
     (0..).map(|index| unsafe { *text.add(index) }).take_while(|unit| *unit != 0).collect()
+}
+
+/// `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
+pub(crate) fn guid_text(guid: &GUID) -> String {
+    let GUID { data1, data2, data3, data4 } = *guid;
+    let tail = u64::from_be_bytes(data4);
+    format!("{data1:08X}-{data2:04X}-{data3:04X}-{:04X}-{:012X}", tail >> 48, tail & 0xffff_ffff_ffff)
 }
 
 /// What Windows itself makes of a command line.

@@ -166,11 +166,11 @@ impl Engine {
         }
     }
 
-    fn add_sublayer(&self, interface: &str) -> Result<()> {
-        let mut name = wide(format!("PeerVPN {interface}"));
+    fn add_sublayer(&self, set: &str) -> Result<()> {
+        let mut name = wide(set);
         let mut provider = PROVIDER_KEY;
         let mut layer = FWPM_SUBLAYER0 {
-            subLayerKey: guid(sublayer(interface)),
+            subLayerKey: guid(sublayer(set)),
             providerKey: &raw mut provider,
             weight: WEIGHT,
             ..Default::default()
@@ -185,7 +185,7 @@ impl Engine {
         }
     }
 
-    fn add_filter(&self, interface: &str, filter: &Filter, mut weight: u64) -> Result<()> {
+    fn add_filter(&self, set: &str, filter: &Filter, mut weight: u64) -> Result<()> {
         let operation = format!("add the Windows filter \"{filter}\"");
         let values = filter.conditions.iter().map(|c| Value::of(filter.layer, c)).collect::<Result<Vec<_>>>()?;
         let mut name = wide(filter.to_string());
@@ -196,7 +196,7 @@ impl Engine {
             flags: if always { FWPM_FILTER_FLAG_CLEAR_ACTION_RIGHT } else { FWPM_FILTER_FLAG_NONE },
             providerKey: &raw mut provider,
             layerKey: layer_key(filter.layer),
-            subLayerKey: guid(sublayer(interface)),
+            subLayerKey: guid(sublayer(set)),
             numFilterConditions: conditions.len() as u32,
             filterCondition: conditions.as_mut_ptr(),
             ..Default::default()
@@ -325,13 +325,18 @@ fn layer_key(layer: Layer) -> GUID {
 impl Value {
     fn of(layer: Layer, condition: &Condition) -> Result<Value> {
         let forward = matches!(layer, Layer::Forward(_));
+        let link = |field, name: &str, not| -> Result<Value> {
+            Ok(Value::Number64 { field, not, number: Box::new(interface::luid(name)?.unwrap_or(NO_LINK)) })
+        };
         let number = |field, kind, number| Value::Number { field, kind, number, flags: false };
         Ok(match condition {
-            Condition::Interface { name, not } => Value::Number64 {
-                field: if forward { FWPM_CONDITION_IP_FORWARD_INTERFACE } else { FWPM_CONDITION_IP_LOCAL_INTERFACE },
-                not: *not,
-                number: Box::new(interface::luid(name)?.unwrap_or(NO_LINK)),
-            },
+            Condition::Interface { name, not } if forward => link(FWPM_CONDITION_IP_FORWARD_INTERFACE, name, *not)?,
+            Condition::Interface { name, not } => link(FWPM_CONDITION_IP_LOCAL_INTERFACE, name, *not)?,
+            Condition::Arrival { name, not } if forward => {
+                link(FWPM_CONDITION_IP_PHYSICAL_ARRIVAL_INTERFACE, name, *not)?
+            }
+            Condition::Arrival { name, not } => link(FWPM_CONDITION_IP_ARRIVAL_INTERFACE, name, *not)?,
+            Condition::Answer(name) => link(FWPM_CONDITION_IP_NEXTHOP_INTERFACE, name, false)?,
             Condition::Loopback => Value::Number {
                 field: FWPM_CONDITION_FLAGS,
                 kind: FWP_UINT32,
@@ -406,31 +411,28 @@ impl Value {
 /// Puts a node's filters up in place of those it had.
 pub(super) fn replace(set: &FilterSet) -> Result<()> {
     let engine = Engine::open()?;
-    let sublayer = sublayer(&set.interface);
+    let sublayer = sublayer(&set.name);
     engine.transaction(|| {
         engine.clear(|other| other == sublayer, &[sublayer])?;
         engine.add_provider()?;
-        engine.add_sublayer(&set.interface)?;
+        engine.add_sublayer(&set.name)?;
         let weights = (1..=set.filters.len() as u64).rev();
-        set.filters
-            .iter()
-            .zip(weights)
-            .try_for_each(|(filter, weight)| engine.add_filter(&set.interface, filter, weight))
+        set.filters.iter().zip(weights).try_for_each(|(filter, weight)| engine.add_filter(&set.name, filter, weight))
     })
 }
 
 /// The names of a node's filters in the order they are asked; `None` if it has none.
-pub(super) fn names(interface: &str) -> Result<Option<Vec<String>>> {
-    let sublayer = sublayer(interface);
+pub(super) fn names(set: &str) -> Result<Option<Vec<String>>> {
+    let sublayer = sublayer(set);
     let held = Engine::open()?.ours()?;
     let names: Vec<String> = held.into_iter().filter(|f| f.sublayer == sublayer).map(|f| f.name).collect();
     Ok((!names.is_empty()).then_some(names))
 }
 
 /// Deletes a node's filters. None there is no error.
-pub(super) fn delete(interface: &str) -> Result<()> {
+pub(super) fn delete(set: &str) -> Result<()> {
     let engine = Engine::open()?;
-    let sublayer = sublayer(interface);
+    let sublayer = sublayer(set);
     engine.transaction(|| engine.clear(|other| other == sublayer, &[sublayer]))
 }
 

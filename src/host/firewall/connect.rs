@@ -7,7 +7,7 @@ use peervpn_platform::nft::{Hook, Kind, Match, Rule, Statement, Table};
 use super::*;
 
 /// Unique local addresses, RFC 4193: tunnel addresses are such, and the exit itself answers for the rest.
-const UNIQUE_LOCAL: &str = "fc00::/7";
+pub(super) const UNIQUE_LOCAL: &str = "fc00::/7";
 
 /// The chain for what leaves the way it came.
 const OUTSIDE: &str = "outside";

@@ -10,6 +10,7 @@ use peervpn_platform::types::Family;
 use peervpn_platform::wfp::{Action, Condition, Filter, FilterSet, Layer};
 
 use super::closing::{DHCP, DHCPV6, LINK_SCOPE, NEIGHBOUR_DISCOVERY};
+use super::connect::UNIQUE_LOCAL;
 use super::*;
 
 const IPPROTO_ICMPV6: u8 = 58;
@@ -42,6 +43,14 @@ fn not_on(interface: &str) -> Condition {
     Condition::Interface { name: interface.to_owned(), not: true }
 }
 
+fn arriving_on(interface: &str) -> Condition {
+    Condition::Arrival { name: interface.to_owned(), not: false }
+}
+
+fn arriving_not_on(interface: &str) -> Condition {
+    Condition::Arrival { name: interface.to_owned(), not: true }
+}
+
 fn is(family: Family, prefix: &IpNetwork) -> bool {
     Family::of(&prefix.network()) == family
 }
@@ -53,24 +62,40 @@ impl ConnectPolicy<'_> {
         for family in Family::BOTH {
             let own = addresses(self.v4, self.v6).find(|address| Family::of(address) == family).map(IpNetwork::from);
             self.accepting(Chain { layer: Layer::Accept(family), filters: &mut filters }, own);
+            if self.refuse_v6 && family == Family::V6 {
+                self.refusing(Chain { layer: Layer::Connect(family), filters: &mut filters }, own);
+            }
             if self.dns.is_some() || self.kill_switch.is_some() {
                 self.connecting(Chain { layer: Layer::Connect(family), filters: &mut filters }, family, own);
             }
             if let Some(kill_switch) = &self.kill_switch {
                 let mut forward = Chain { layer: Layer::Forward(family), filters: &mut filters };
                 forward.permit([on(self.interface)]);
+                forward.permit([arriving_on(self.interface)]);
                 kill_switch.filters(&mut forward, family, own);
             }
         }
-        FilterSet { interface: self.interface.to_owned(), filters }
+        FilterSet { name: table_name(self.interface), filters }
     }
 
     /// Tunnel addresses are reached through the tunnel only.
     fn accepting(&self, mut accept: Chain, own: Option<IpNetwork>) {
         if let Some(own) = own {
             accept.permit([Condition::Loopback]);
-            accept.block([not_on(self.interface), Condition::Local(own)]);
+            // asked again after the first answer, when filters change, it knows no interface by which it came
+            accept.permit([Condition::Answer(self.interface.to_owned()), Condition::Local(own)]);
+            accept.block([arriving_not_on(self.interface), Condition::Local(own)]);
         }
+    }
+
+    /// The exit has no IPv6: a program that is refused turns to IPv4 at once. What is forwarded could only be dropped, which
+    /// the exit does.
+    fn refusing(&self, mut connect: Chain, own: Option<IpNetwork>) {
+        if let Some(own) = own {
+            let prefix = UNIQUE_LOCAL.parse().expect("it is a prefix");
+            connect.permit([on(self.interface), Condition::Local(own), Condition::Remote(prefix)]);
+        }
+        connect.block([on(self.interface)]);
     }
 
     fn connecting(&self, mut connect: Chain, family: Family, own: Option<IpNetwork>) {
