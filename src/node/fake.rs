@@ -11,7 +11,7 @@ use std::rc::Rc;
 use ipnetwork::IpNetwork;
 use peervpn_platform::firewall::Firewall;
 use peervpn_platform::nft;
-use peervpn_platform::nft::foreign::{Place, SeenChain, SeenRule, TableFamily};
+use peervpn_platform::nft::foreign::{Place, SeenChain, SeenRule};
 use peervpn_platform::types::*;
 use peervpn_platform::{Error, Host, OUR_ALIAS, Result};
 
@@ -155,19 +155,15 @@ pub fn link(index: u32, name: &str, kind: &str, alias: Option<&str>) -> Link {
     }
 }
 
-/// The chains of our own rules, as nftables shows them.
-fn seen(firewall: &Firewall) -> Vec<SeenChain> {
-    let Firewall::Nft(table) = firewall else { return Vec::new() };
-    let chain = |chain: &nft::Chain| SeenChain {
-        family: TableFamily::Inet,
-        table: table.name.clone(),
-        name: chain.name.clone(),
-        forwards: false,
-        receives: false,
-        drops: false,
-        rules: chain.rules.iter().map(seen_rule).collect(),
-    };
-    table.chains.iter().map(chain).collect()
+/// Our own rules, as each system shows them.
+fn shown(firewall: &Firewall) -> Vec<String> {
+    match firewall {
+        Firewall::Nft(table) => {
+            table.chains.iter().flat_map(|chain| &chain.rules).filter_map(|rule| rule.comment.clone()).collect()
+        }
+        Firewall::Pf(anchor) => anchor.rules.lines().map(str::to_owned).collect(),
+        Firewall::Wfp(filters) => filters.names(),
+    }
 }
 
 fn seen_rule(rule: &nft::Rule) -> SeenRule {
@@ -336,6 +332,10 @@ impl Host for FakeHost {
         self.read(|state| state.firewalls.get(firewall.name()) == Some(firewall))
     }
 
+    fn firewall_rules(&mut self, name: &str) -> Result<Vec<String>> {
+        self.read(|state| state.firewalls.get(name).map_or_else(Vec::new, shown))
+    }
+
     fn delete_firewall(&mut self, name: &str) -> Result<()> {
         self.change("delete firewall rules", |state| {
             state.firewalls.remove(name);
@@ -371,7 +371,7 @@ impl Host for FakeHost {
     }
 
     fn seen_chains(&mut self) -> Result<Vec<SeenChain>> {
-        self.read(|state| state.chains.iter().cloned().chain(state.firewalls.values().flat_map(seen)).collect())
+        self.read(|state| state.chains.clone())
     }
 
     fn insert_rules(&mut self, place: &Place, rules: &[nft::Rule]) -> Result<()> {

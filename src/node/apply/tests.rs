@@ -315,12 +315,9 @@ fn without_a_journal_what_bears_our_marks_goes() {
     }
 }
 
-/// The systems whose rules are named by their table: what the next node looks for in the journal.
-const CLOSING: [System; 2] = [System::Linux, System::Macos];
-
 #[test]
 fn a_killed_nodes_kill_switch_stays_until_somebody_lifts_it() {
-    for system in CLOSING {
+    for system in SYSTEMS {
         let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("closed"));
         killed_node(&host, &scratch.0, system);
         let closed = State { firewalls: host.state().firewalls, ..untouched() };
@@ -345,7 +342,7 @@ fn a_killed_nodes_kill_switch_stays_until_somebody_lifts_it() {
 
 #[test]
 fn the_kill_switch_never_opens_while_one_node_takes_over_from_another() {
-    for (system, trouble) in CLOSING.into_iter().flat_map(|system| KILLED.map(|trouble| (system, trouble))) {
+    for (system, trouble) in SYSTEMS.into_iter().flat_map(|system| KILLED.map(|trouble| (system, trouble))) {
         for count in 1.. {
             let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("takeover"));
             killed_node(&host, &scratch.0, system);
@@ -367,7 +364,8 @@ fn the_kill_switch_never_opens_while_one_node_takes_over_from_another() {
 #[test]
 fn a_torn_journal_does_not_open_a_host_that_is_seen_to_be_closed() {
     let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("unsure"));
-    killed_node(&host, &scratch.0, System::Linux);
+    // how this system shows its rules
+    killed_node(&host, &scratch.0, os::SYSTEM);
     let path = journal_path(&scratch.0, NAME);
     let journal = std::fs::read(&path).unwrap();
     std::fs::write(&path, &journal[..journal.len() - 1]).unwrap();
