@@ -220,14 +220,13 @@ fn addresses(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> impl Iterator<Item =
     v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6))
 }
 
-/// Whoever shares a link with this host could otherwise speak to, or as if inside, the tunnel (CVE-2019-14899). Behind a
-/// rule that lets go what comes out of it.
-fn anti_spoofing(addresses: impl Iterator<Item = IpAddr>) -> Vec<Rule> {
+/// Whoever shares a link with this host could otherwise speak to, or as if inside, the tunnel (CVE-2019-14899).
+fn anti_spoofing(interface: &str, addresses: impl Iterator<Item = IpAddr>) -> Vec<Rule> {
     addresses
         .map(|address| {
             commented(
                 "tunnel addresses are reached through the tunnel only",
-                rule([to_address(address), not_from("lo")], [Statement::Drop]),
+                rule([to_address(address), not_from(interface), not_from("lo")], [Statement::Drop]),
             )
         })
         .collect()

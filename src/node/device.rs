@@ -5,6 +5,7 @@
 mod rest;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
@@ -52,18 +53,24 @@ pub fn run(interface: &str, program: Option<&Path>) -> Result<(), Failure> {
 #[inline(never)] // 100 kB of stack, which the short commands would touch, too
 fn bundled(interface: &str) -> Result<(), Failure> {
     // the device encrypts on several threads, unlike the node
-    let activity = Activity::begin();
-    let (waiting, asked) = (activity.clone(), activity.clone());
+    let resting: Arc<OnceLock<Activity>> = Arc::default();
+    let activity = resting.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .on_thread_park(move || waiting.before_waiting())
+        .on_thread_park(move || {
+            if let Some(activity) = activity.get() {
+                activity.before_waiting();
+            }
+        })
         .build()
         .map_err(|error| failed(&error))?;
     runtime.block_on(async {
+        let activity = resting.get_or_init(Activity::begin).clone();
+        tokio::spawn(activity.clone().hear());
         let (name, _) = os::for_device(interface)?;
         let tun = TunDevice::from_name(&name).map_err(|error| failed(&error))?;
         let name = tun.name().map_err(|error| failed(&error))?;
-        let builder = DeviceBuilder::new().with_udp(Sockets::new(activity, SOCKET_BUFFER)).with_ip(tun);
+        let builder = DeviceBuilder::new().with_udp(Sockets::new(activity.clone(), SOCKET_BUFFER)).with_ip(tun);
         let (client, server) = UapiServer::new();
         let mut device = builder.with_uapi(server).build().await.map_err(|error| failed(&error))?;
         // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic
@@ -75,7 +82,7 @@ fn bundled(interface: &str) -> Result<(), Failure> {
                 () = stop.recv() => break,
                 accepted = listener.accept() => {
                     if let Ok(stream) = accepted {
-                        asked.told();
+                        activity.told();
                         client.clone().wrap_read_write(stream);
                     }
                 }

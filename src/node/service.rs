@@ -112,6 +112,8 @@ async fn serve(mut stream: TcpStream, from: IpAddr, node: mpsc::Sender<Asked>) -
 /// Asks the service of the exit at `exit` from the tunnel address `from`.
 pub async fn ask(from: IpAddr, exit: IpAddr, request: &Request) -> io::Result<Answer> {
     let socket = if exit.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // closed at once: what it would still say, and say again, could leave beside a tunnel that has gone meanwhile
+    socket.set_zero_linger()?;
     socket.bind(SocketAddr::new(from, 0))?;
     let mut stream = socket.connect(SocketAddr::new(exit, PORT)).await?;
     stream.write_all(&request.encode()).await?;

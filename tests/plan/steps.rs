@@ -151,10 +151,12 @@ fn what_a_packet_meets_at_a_peer() {
     assert_eq!(at(&[Hook::Output], &outer), passes(6));
     let outer = Packet { original: false, mark: 0, ..Packet::outer("eth0", "", "203.0.113.20", "198.51.100.7") };
     let outer = Packet { ct_mark: FWMARK, ..outer };
-    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &outer), passes(2));
+    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &outer), passes(4));
     let inner = Packet { original: false, ..Packet::tcp("peervpn0", "", "192.0.2.80", "10.77.0.1") };
-    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &inner), passes(1));
-    // and what may not pass does not
+    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &inner), passes(2));
+    // and what may not pass does not, marked connection or not
+    let forged = Packet { to: V4.into(), ct_mark: FWMARK, ..Packet::tcp("eth0", "", "198.51.100.7", "198.51.100.9") };
+    assert!(!at(&[Hook::Prerouting], &forged).passes);
     assert!(!at(&[Hook::Output], &Packet::tcp("", "eth0", "198.51.100.7", "192.0.2.80")).passes);
     assert!(!at(&[Hook::Output], &Packet::tcp("", "eth0", "10.77.0.1", "192.0.2.80")).passes);
 }

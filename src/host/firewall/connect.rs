@@ -32,13 +32,14 @@ impl ConnectPolicy<'_> {
 
     /// Every packet passes here: what lets most of them go comes first.
     fn prerouting(&self) -> Vec<Rule> {
-        let mut rules = vec![rule([from(self.interface)], [Statement::Accept])];
-        // no connection of a tunnel address has it: the next rules and those of `outside` see to that
+        // a connection from outside does not come out of the tunnel: with its mark a strict reverse-path filter sees that
+        let own = [from(self.interface), Match::CtMark { value: self.fwmark, not: true }];
+        let mut rules = vec![rule(own, [Statement::Accept])];
+        rules.extend(anti_spoofing(self.interface, addresses(self.v4, self.v6)));
         rules.push(commented(
             "for the reverse-path filter, and for replies of containers",
             rule([self.marked()], [Statement::SetMark(self.fwmark), Statement::Accept]),
         ));
-        rules.extend(anti_spoofing(addresses(self.v4, self.v6)));
         // Only what is for this host: forwarded connections (containers) are to enter the tunnel.
         rules.push(commented(
             "came from outside: its replies leave the way it came",

@@ -87,7 +87,7 @@ impl ExitPolicy<'_> {
     /// Every packet passes here: what lets most of them go comes first.
     fn prerouting(&self) -> Vec<Rule> {
         let mut rules = vec![rule([from(self.interface)], [Statement::Accept])];
-        rules.extend(anti_spoofing(addresses(self.v4, self.v6)));
+        rules.extend(anti_spoofing(self.interface, addresses(self.v4, self.v6)));
         rules.push(self.initiation());
         rules.extend(self.outer());
         rules

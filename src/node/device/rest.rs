@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
-use peervpn_platform::os;
+use peervpn_platform::os::ready::Watched;
+use peervpn_platform::os::{self, Timer};
 
 /// After the last packet: no session is good for longer (REJECT_AFTER_TIME is 180 s, WireGuard paper §6.1), and a peer
 /// with a persistent keepalive makes packets more often.
@@ -30,14 +31,26 @@ struct Shared {
     began: Instant,
     /// Awake until then, in milliseconds since it began.
     awake: AtomicU64,
+    /// Wakes the thread that waits for all, which may have begun to wait at rest.
+    alarm: Option<Watched<Timer>>,
 }
 
 impl Activity {
-    /// Of a device that is being set up.
+    /// Of a device that is being set up, on this runtime. One without an alarm never rests.
     pub fn begin() -> Self {
-        let activity = Activity(Arc::new(Shared { began: Instant::now(), awake: AtomicU64::new(0) }));
+        let alarm = Timer::open().ok().and_then(|timer| Watched::new(timer).ok());
+        let activity = Activity(Arc::new(Shared { began: Instant::now(), awake: AtomicU64::new(0), alarm }));
         activity.told();
         activity
+    }
+
+    /// Hears the alarm. A task of its own: the thread that gets it to do thinks anew about how it waits.
+    pub async fn hear(self) {
+        let Some(alarm) = &self.0.alarm else { return };
+        while let Ok(ready) = alarm.readable().await {
+            ready.clear();
+            alarm.get_ref().expired();
+        }
     }
 
     /// It was told or asked something.
@@ -49,17 +62,21 @@ impl Activity {
         self.stay_awake(SESSION);
     }
 
-    fn now(&self) -> Duration {
-        self.0.began.elapsed()
-    }
-
     fn stay_awake(&self, time: Duration) {
-        self.0.awake.fetch_max((self.now() + time).as_millis() as u64, Ordering::Relaxed);
+        let now = self.0.began.elapsed();
+        let until = self.0.awake.fetch_max((now + time).as_millis() as u64, Ordering::SeqCst);
+        if now.as_millis() as u64 > until
+            && let Some(alarm) = &self.0.alarm
+        {
+            // fails for no time that there is
+            let _ = alarm.get_ref().set(Duration::ZERO);
+        }
     }
 
     /// For a thread that is about to wait.
     pub fn before_waiting(&self) {
-        let rests = self.now().as_millis() as u64 > self.0.awake.load(Ordering::Relaxed);
+        let now = self.0.began.elapsed().as_millis() as u64;
+        let rests = self.0.alarm.is_some() && now > self.0.awake.load(Ordering::SeqCst);
         os::timers_may_be_late(if rests { LATE } else { Duration::ZERO });
     }
 }

@@ -121,9 +121,9 @@ fn check(table: &Table) -> std::result::Result<(), String> {
                     word("interface name", name, libc::IFNAMSIZ - 1)?;
                 }
                 if let Some(prefixes) = condition.prefixes()
-                    && prefixes.iter().any(|prefix| prefix.is_ipv4() != prefixes[0].is_ipv4())
+                    && prefixes.first().is_none_or(|one| prefixes.iter().any(|p| p.is_ipv4() != one.is_ipv4()))
                 {
-                    return Err("a set of prefixes of both families".to_owned());
+                    return Err("a set of no prefixes, or of both families".to_owned());
                 }
             }
         }
