@@ -133,17 +133,6 @@ impl Program {
         self.branch(JSET | K, bits, Some(REJECT), None);
     }
 
-    /// Leaves the packet out if both stand where they are said to: size, place and value of each.
-    #[cfg(any(target_os = "linux", test))]
-    pub(crate) fn refuse_both(&mut self, one: (u32, u32, u32), other: (u32, u32, u32)) {
-        let accept = self.label();
-        self.load(one.0, one.1);
-        self.branch(JEQ | K, one.2, None, Some(accept));
-        self.load(other.0, other.1);
-        self.branch(JEQ | K, other.2, Some(REJECT), None);
-        self.place(accept);
-    }
-
     /// Leaves out what is not a whole UDP datagram for `port` in an IP packet that begins at `at`. Then X is the length
     /// of its IP header. IPv6 packets with extension headers are left out.
     pub(crate) fn require_udp(&mut self, family: Family, at: u32, port: u16) {
@@ -243,7 +232,7 @@ impl Program {
     }
 
     /// Ends with: copy X + `behind_x` bytes. Only now is it known where to leave the packet out.
-    pub(crate) fn finish(mut self, behind_x: u32) -> Vec<Instruction> {
+    fn finish(mut self, behind_x: u32) -> Vec<Instruction> {
         self.push(MISC | TXA, 0);
         self.push(ALU | ADD | K, behind_x);
         self.push(RET | A, 0);

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::bpf;
-use crate::bpf::{B, H, Instruction, Program};
-use crate::{Error, OUR_PROTOCOL, Result, Watch};
+use crate::{Error, Result, Watch};
 
 /// Groups of `linux/rtnetlink.h`, as bits of `nl_groups` (group n is bit n-1).
 const GROUPS: [u32; 7] = [
@@ -50,9 +48,6 @@ impl NetworkWatch {
         let open = || -> io::Result<Socket> {
             let socket =
                 Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW.nonblocking(), Some(Protocol::from(protocol)))?;
-            if protocol == libc::NETLINK_ROUTE {
-                socket.attach_filter(&bpf::filter(&no_news()))?;
-            }
             // SAFETY: all zeros is a valid sockaddr_nl: the kernel chooses our port number.
             let mut address: libc::sockaddr_nl = unsafe { zeroed() };
             address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
@@ -66,16 +61,6 @@ impl NetworkWatch {
         };
         open().map(NetworkWatch)
     }
-}
-
-/// All but new routes of our own: an exit adds some for every peer that joins, and need not look at the whole network for
-/// them. That one goes may be someone else's doing. rtnetlink(7): `nlmsg_type` is in the host's byte order at 4, behind the
-/// 16 bytes of the header comes `struct rtmsg` with `rtm_protocol` at 5.
-fn no_news() -> Vec<Instruction> {
-    let new_route = u16::from_be_bytes(libc::RTM_NEWROUTE.to_ne_bytes());
-    let mut program = Program::default();
-    program.refuse_both((H, 4, new_route.into()), (B, 16 + 5, OUR_PROTOCOL.into()));
-    program.finish(u32::MAX)
 }
 
 impl Watch for NetworkWatch {
@@ -191,8 +176,6 @@ impl AsRawFd for FileWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Host as _;
-    use crate::types::{Route, RouteKind};
 
     #[test]
     fn a_file_is_followed_through_links_and_directories_that_come_and_go() {
@@ -242,24 +225,6 @@ mod tests {
             crate::Host::bring_up(&mut host, "lo", 65536).unwrap();
             assert!(watch.drain());
             assert!(!watch.drain());
-            for destination in ["192.0.2.0/24", "2001:db8::/64"] {
-                for (protocol, new_is_news) in [(OUR_PROTOCOL, false), (libc::RTPROT_STATIC, true)] {
-                    let route = Route {
-                        table: 254,
-                        destination: destination.parse().unwrap(),
-                        kind: RouteKind::Unicast,
-                        oif: Some("lo".to_owned()),
-                        gateway: None,
-                        metric: None,
-                        protocol,
-                        mtu: None,
-                    };
-                    host.add_route(&route).unwrap();
-                    assert_eq!(watch.drain(), new_is_news, "{route:?}");
-                    host.delete_route(&route).unwrap();
-                    assert!(watch.drain(), "gone: {route:?}");
-                }
-            }
         })
         .join()
         .unwrap();
