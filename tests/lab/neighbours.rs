@@ -147,6 +147,8 @@ lab_tests! {
         peer.host.ip(&format!("{}{}{routes}", fixture("tailscale.rules"), fixture("mwan3.rules")));
         let inside = || peer.whoami(far.into()).map(|us| us.to_string()).map_err(|e| e.to_string());
         assert_eq!(inside().as_deref(), Ok("100.101.102.103"), "alone");
+        // each of our questions below is to be refused: by default six in a row are, and then one a second
+        lab.internet.sysctl(&["net/ipv4/icmp_ratelimit=0"]);
         let before = peer.host.snapshot();
         let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
         let (mut connected, _) = join(peer, &ready, &["--no-stun"]);
