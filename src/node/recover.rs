@@ -1,6 +1,7 @@
 //! `recover`: put the host back after nodes that were killed.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use peervpn_platform::files;
 use peervpn_platform::{Host, os};
@@ -10,6 +11,9 @@ use super::event::{Event, Output};
 use super::undo::{self, Leftovers};
 use crate::config::Places;
 use crate::error::{Failure, Words};
+
+/// A killed process gets so long to be gone.
+const DYING: Duration = Duration::from_secs(1);
 
 /// What `recover` did.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
@@ -45,7 +49,7 @@ pub(super) fn run_on(
             continue;
         }
         let path = apply::journal_path(places, &interface);
-        match files::Log::open(&path).map_err(apply::unwritable)? {
+        match open(places, &interface, &path)? {
             files::LogOpen::Busy(_) => done.running.push(interface),
             files::LogOpen::Locked(mut log) => {
                 if let Some(other) = undo::elsewhere(host, &mut log)? {
@@ -85,6 +89,19 @@ pub(super) fn run_on(
         (false, _) => Err(apply::not_restored(&Leftovers(done.left))),
         (true, Some((interface, other))) if done.interfaces.is_empty() => Err(other.failure(&interface, "")),
         (true, _) => Ok(done),
+    }
+}
+
+/// A node that was killed a moment ago may still be dying, with its journal in hand. It answers nobody any more.
+fn open(places: &Places, interface: &str, path: &Path) -> Result<files::LogOpen, Failure> {
+    let until = Instant::now() + DYING;
+    loop {
+        let opened = files::Log::open(path).map_err(apply::unwritable)?;
+        let answers = || os::control::running(&places.run_dir).iter().any(|name| name == interface);
+        if matches!(opened, files::LogOpen::Locked(_)) || Instant::now() >= until || answers() {
+            return Ok(opened);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

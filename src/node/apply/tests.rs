@@ -151,6 +151,23 @@ fn recovers(host: &FakeHost, places: &Places, what: &str) {
 }
 
 #[test]
+fn recover_waits_for_a_node_that_is_still_dying() {
+    let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("dying"));
+    killed_node(&host, &scratch.0, System::Linux);
+    let files::LogOpen::Locked(held) = files::Log::open(&journal_path(&scratch.0, NAME)).unwrap() else {
+        panic!("nobody has it")
+    };
+    // a living one answers on its socket; this one has none
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            drop(held);
+        });
+        recovers(&host, &scratch.0, "the lock is let go of");
+    });
+}
+
+#[test]
 fn what_is_applied_is_undone() {
     for system in SYSTEMS {
         let (host, scratch) = (FakeHost::new(untouched()), Scratch::new("applied"));
