@@ -46,7 +46,10 @@ def table(groups):
 
 
 def rows(groups):
-    return [(group["where"], found) for group in groups for found in group["rows"]]
+    """Each with where it was measured; with the day, where that is an earlier one than the others'."""
+    newest = max((group["date"] for group in groups), default="")
+    day = {group["date"]: "" if group["date"] == newest else f", {group['date']}" for group in groups}
+    return [(group["where"] + day[group["date"]], found) for group in groups for found in group["rows"]]
 
 
 def plot(groups, title):
