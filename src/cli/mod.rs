@@ -12,6 +12,7 @@ mod export;
 mod info;
 mod invite;
 mod lane;
+mod log;
 mod nattest;
 mod peers;
 mod prototype;
@@ -29,7 +30,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::config::{ConfigFile, Places};
 use crate::error::{Failure, Status};
@@ -127,7 +127,7 @@ fn run_to_end(args: Vec<OsString>) -> u8 {
         Err(error) => return usage::report(&error, &args),
     };
     let context = global.context();
-    log_to_stderr(global.verbose, context.stderr);
+    log::to_stderr(global.verbose, context.stderr);
     perform(command, &global, &context)
 }
 
@@ -157,24 +157,6 @@ fn perform(command: Command, global: &args::GlobalArgs, context: &Context) -> u8
     };
     terminal::finish();
     status as u8
-}
-
-/// Logs to stderr: warnings, and with each `-v` more. Only our own crates: the trace of gotatun prints whole
-/// configurations, keys included.
-fn log_to_stderr(verbose: u8, style: Style) {
-    use tracing::level_filters::LevelFilter;
-    let level = match verbose {
-        0 => LevelFilter::WARN,
-        1 => LevelFilter::INFO,
-        2 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    let ours =
-        tracing_subscriber::filter::Targets::new().with_target("peervpn", level).with_target("peervpn_platform", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(|| terminal::Log).with_ansi(style.colour);
-    let subscriber = tracing_subscriber::registry().with(lines).with(ours);
-    // fails only where a test in this process has set one already
-    let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// What a command returns.

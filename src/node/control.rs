@@ -465,11 +465,31 @@ pub fn meant(places: &Places, interface: Option<&str>) -> Result<String, Failure
 /// Asks the node on the interface that is [`meant`].
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
     let mut line = Zeroizing::new(Vec::new());
-    let interface = asked(places, interface, request, &mut |piece| {
+    let interface = asked(places, interface, request, &mut whole(&mut line))?;
+    parse(&interface, &line)
+}
+
+/// As [`request`], but `None` where no node runs on that interface.
+pub fn request_if_running(
+    places: &Places,
+    interface: Option<&str>,
+    request: &Request,
+) -> Result<Option<Response>, Failure> {
+    let mut line = Zeroizing::new(Vec::new());
+    let (interface, answer) = tried(places, interface, request, &mut whole(&mut line))?;
+    match answer {
+        Ok(()) => parse(&interface, &line).map(Some),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(refused(places, &interface, request, error)),
+    }
+}
+
+/// Takes the pieces of an answer together.
+fn whole(line: &mut Zeroizing<Vec<u8>>) -> impl FnMut(&[u8]) -> std::io::Result<()> {
+    |piece| {
         line.extend_from_slice(piece);
         Ok(())
-    })?;
-    parse(&interface, &line)
+    }
 }
 
 /// Writes the [`Status`] of the node on this interface as a line of JSON, in the node's own words and as they come:
@@ -535,6 +555,20 @@ fn asked(
     request: &Request,
     take: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
 ) -> Result<String, Failure> {
+    let (interface, answer) = tried(places, interface, request, take)?;
+    match answer {
+        Ok(()) => Ok(interface),
+        Err(error) => Err(refused(places, &interface, request, error)),
+    }
+}
+
+/// As [`asked`], and what came of it.
+fn tried(
+    places: &Places,
+    interface: Option<&str>,
+    request: &Request,
+    take: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<(String, std::io::Result<()>), Failure> {
     let mut bytes = serde_json::to_vec(request).expect("requests have string keys only");
     bytes.push(b'\n');
     let mut ask =
@@ -543,16 +577,12 @@ fn asked(
     if let (None, [only]) = (interface, listed(places).as_slice()) {
         match ask(only) {
             Err(error) if is_gone(&error) => {}
-            answer => {
-                return answer.map_err(|error| refused(places, only, request, error)).map(|()| only.clone());
-            }
+            answer => return Ok((only.clone(), answer)),
         }
     }
     let interface = meant(places, interface)?;
-    match ask(&interface) {
-        Ok(()) => Ok(interface),
-        Err(error) => Err(refused(places, &interface, request, error)),
-    }
+    let answer = ask(&interface);
+    Ok((interface, answer))
 }
 
 /// No node has this socket open.

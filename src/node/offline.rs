@@ -16,10 +16,14 @@ use crate::join::waiting::{Denied, Pending, Waiting};
 
 /// Asks the running node, or where none runs, the state directory.
 pub fn request(places: &Places, interface: Option<&str>, request: &Request) -> Result<Response, Failure> {
-    let runs = control::running(places);
-    let none = interface.map_or(runs.is_empty(), |name| !runs.iter().any(|other| other == name));
+    if matches!(request, Request::PeersAdd { .. }) {
+        return control::request(places, interface, request);
+    }
+    if let Some(answer) = control::request_if_running(places, interface, request)? {
+        return Ok(answer);
+    }
     // without a state directory there is nothing to answer from: let the usual error say so
-    if !none || matches!(request, Request::PeersAdd { .. }) || !places.state_dir.is_dir() || !os::privileged() {
+    if !places.state_dir.is_dir() || !os::privileged() {
         return control::request(places, interface, request);
     }
     match request {

@@ -13,6 +13,7 @@ from tunnels import milliseconds
 
 PEERS = 10_000
 LINK = "wgmany"
+ADDED = ("10.250.0.1/32", "fd07::1/128")
 CROWD = os.environ.get("PEERVPN_CROWD", "target/debug/examples/crowd")
 
 
@@ -86,6 +87,14 @@ class Wg:
     def ask(self, *args):
         return timed(self.lab.exit, "wg", *args)
 
+    def one(self, verb, *args):
+        """Seconds to add or revoke one peer, and that with its two routes."""
+        alone = self.ask("set", LINK, "peer", *args)
+        routes = self.lab.path("one.routes")
+        with open(routes, "w", encoding="utf-8") as file:
+            file.writelines(f"route {verb} {address} dev {LINK}\n" for address in ADDED)
+        return alone, alone + timed(self.lab.exit, "ip", "-batch", routes)
+
     def stop(self):
         return timed(self.lab.exit, "ip", "link", "delete", LINK)
 
@@ -95,7 +104,7 @@ def many_peers(lab, rounds):
     peers, extra = crowd_of(PEERS), random.Random(2)
     ours, theirs = Ours(lab, peers), Wg(lab, peers)
     names = ("start", "add one", "status --json", "revoke one", "stop and start")
-    mine, wg, with_routes = {n: [] for n in names}, {n: [] for n in names}, {n: [] for n in names[::4]}
+    mine, wg, with_routes = ({n: [] for n in names} for _ in range(3))
     memory = []
     for _ in range(rounds):
         mine["start"].append(ours.start())
@@ -114,9 +123,13 @@ def many_peers(lab, rounds):
         with_routes["start"].append(routed)
         for _ in range(3):
             new = key(extra)
-            wg["add one"].append(theirs.ask("set", LINK, "peer", new, "allowed-ips", "10.250.0.1/32,fd07::1/128"))
+            alone, routed = theirs.one("add", new, "allowed-ips", ",".join(ADDED))
+            wg["add one"].append(alone)
+            with_routes["add one"].append(routed)
             wg["status --json"].append(theirs.ask("show", LINK, "dump"))
-            wg["revoke one"].append(theirs.ask("set", LINK, "peer", new, "remove"))
+            alone, routed = theirs.one("delete", new, "remove")
+            wg["revoke one"].append(alone)
+            with_routes["revoke one"].append(routed)
         stopped = theirs.stop()
         alone, routed = theirs.start()
         wg["stop and start"].append(stopped + alone)
@@ -127,7 +140,7 @@ def many_peers(lab, rounds):
     found = []
     for name in names:
         others = {beside[name]: stat(milliseconds(wg[name]), "ms")}
-        if name in with_routes:
+        if with_routes[name]:
             others["and the same routes"] = stat(milliseconds(with_routes[name]), "ms")
         found.append(row(f"{PEERS} peers: {name}", stat(milliseconds(mine[name]), "ms"), others, reach=1 / 1.2))
     found.append(row(f"{PEERS} peers: resident memory", stat(memory, "MiB"), {"limit": limit(30, "MiB")}, reach=1))

@@ -98,3 +98,15 @@ fn colour_only_where_wanted() {
     assert!(!stderr(&[&down[..], &["never"]].concat()).contains('\x1b'));
     assert!(stderr(&[&down[..], &["always"]].concat()).starts_with("\x1b[1;31merror:\x1b[0m "));
 }
+
+/// Most of a short command's time is its start; each library costs about a tenth of it.
+#[test]
+#[cfg(target_env = "gnu")]
+fn no_library_is_loaded_but_libc() {
+    let mut command = std::process::Command::new(PEERVPN);
+    command.arg("--version").env("LD_TRACE_LOADED_OBJECTS", "1");
+    let output = finish(&mut command);
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with("lib")).collect();
+    assert_eq!(libraries, ["libc.so.6"], "{listed}");
+}

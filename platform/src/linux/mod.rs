@@ -35,6 +35,7 @@ mod route;
 pub mod service;
 #[path = "../unix/signals.rs"]
 pub mod signals;
+mod start;
 mod sysctl;
 mod timer;
 #[path = "../unix/uapi.rs"]
@@ -59,8 +60,3 @@ pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard}
 
 /// Which system this is.
 pub const SYSTEM: crate::types::System = crate::types::System::Linux;
-
-// The unwinder becomes part of the program: std would have it from libgcc_s.so, one more library to load at every start.
-#[cfg(target_env = "gnu")]
-#[link(name = "gcc_eh", kind = "static", modifiers = "-bundle")]
-unsafe extern "C" {}
