@@ -336,11 +336,6 @@ pub mod process {
         None
     }
 
-    /// Whether exactly this process, which we started, still runs; there is none.
-    pub fn alive(_id: &ProcessId) -> bool {
-        false
-    }
-
     /// Ends a process that we started. It may be one of another system's journal: then it is not ours to end.
     pub fn terminate(_id: &ProcessId, _grace: Duration) -> Result<()> {
         unsupported("ending a userspace device")

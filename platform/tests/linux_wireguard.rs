@@ -316,6 +316,12 @@ fn a_started_program_gets_a_session_a_plain_environment_and_no_descriptor() {
     std::fs::remove_dir_all(scratch).unwrap();
 }
 
+/// Whether it runs: a zombie does not; proc_pid_stat(5).
+fn alive(id: &ProcessId) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", id.pid)).unwrap_or_default();
+    process_id(id.pid).as_ref() == Some(id) && !stat.contains(") Z ")
+}
+
 #[test]
 fn a_process_that_ignores_sigterm_is_killed_after_its_grace() {
     let stubborn = hold("trap '' TERM; echo ready; while :; do read -r more || sleep 1; done", None);

@@ -24,31 +24,23 @@ pub(super) fn close_at_exec() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// State letter and start time of a process; proc_pid_stat(5). The name in field 2 may hold spaces and brackets, so
-/// fields count from the last closing one.
-fn stat(pid: u32) -> Option<(char, u64)> {
+/// Start time of a process; proc_pid_stat(5). The name in field 2 may hold spaces and brackets, so fields count from the
+/// last closing one.
+fn started(pid: u32) -> Option<u64> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&text)
 }
 
-fn parse_stat(text: &[u8]) -> Option<(char, u64)> {
+fn parse_stat(text: &[u8]) -> Option<u64> {
     let end = text.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&text[end + 1..]).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    // the state is field 3, the start time field 22
-    let started = fields.nth(22 - 3 - 1)?.parse().ok()?;
-    Some((state, started))
+    // the first is field 3, the start time field 22
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
 
 /// The identity of a running process; `None` if there is none of that number.
 pub fn process_id(pid: u32) -> Option<ProcessId> {
-    stat(pid).map(|(_, started)| ProcessId { pid, started })
-}
-
-/// Whether exactly this process still runs (a zombie doesn't).
-pub fn alive(id: &ProcessId) -> bool {
-    stat(id.pid).is_some_and(|(state, started)| started == id.started && !matches!(state, 'Z' | 'X'))
+    started(pid).map(|started| ProcessId { pid, started })
 }
 
 /// Waits for the process of a pidfd to end.
@@ -98,8 +90,9 @@ pub fn terminate(id: &ProcessId, grace: Duration) -> Result<()> {
         }
         // SAFETY: as above.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        // checked after opening: if it is the one we mean now, it is the one the descriptor stands for
-        if !alive(id) {
+        // checked after opening: if it is the one we mean now, it is the one the descriptor stands for. Of a zombie, too,
+        // the other threads may still hold its sockets and its device: only the descriptor says that they are gone
+        if process_id(id.pid).as_ref() != Some(id) {
             return Ok(());
         }
         signal(&pidfd, libc::SIGTERM)?;
@@ -197,19 +190,37 @@ mod tests {
     fn the_start_time_is_found_behind_any_name() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21";
         for name in ["(sh)", "(a b)", "(a) R 1 (b)", "())", "(\u{fc})"] {
-            assert_eq!(parse_stat(format!("7 {name} {tail}").as_bytes()), Some(('S', 4242)), "{name}");
+            assert_eq!(parse_stat(format!("7 {name} {tail}").as_bytes()), Some(4242), "{name}");
         }
         assert_eq!(parse_stat(b"7 (sh) S 1 2"), None);
         assert_eq!(parse_stat(b""), None);
     }
 
     #[test]
-    fn we_are_alive_and_another_start_time_is_not_us() {
+    fn another_start_time_is_another_process() {
         let us = process_id(std::process::id()).unwrap();
-        assert!(alive(&us));
         let other = ProcessId { started: us.started + 1, ..us };
-        assert!(!alive(&other));
         // must neither wait nor signal
         terminate(&other, Duration::from_secs(60)).unwrap();
+    }
+
+    /// What a device's other threads hold (its port, its link) is free only when they are gone, too.
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_ended_whole() {
+        let script = "import ctypes, threading, time\n\
+                      threading.Thread(target=time.sleep, args=(60,)).start()\n\
+                      ctypes.CDLL(None).pthread_exit(None)\n";
+        let Ok(mut child) = std::process::Command::new("python3").args(["-c", script]).spawn() else {
+            println!("SKIP: no python3");
+            return;
+        };
+        let id = process_id(child.id()).unwrap();
+        let state = || fs::read_to_string(format!("/proc/{}/stat", id.pid)).unwrap();
+        while !state().contains(") Z ") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(child.try_wait().unwrap().is_none(), "its other thread lives");
+        terminate(&id, Duration::from_secs(60)).unwrap();
+        assert!(child.try_wait().unwrap().is_some());
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn program(pid: u32) -> Option<String> {
 }
 
 /// Whether exactly this process still runs (a zombie doesn't).
-pub fn alive(id: &ProcessId) -> bool {
+fn alive(id: &ProcessId) -> bool {
     info(id.pid).is_some_and(|info| started(&info) == id.started && info.pbi_status != ZOMBIE)
 }
 
