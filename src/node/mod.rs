@@ -149,10 +149,13 @@ impl Ground {
         let addresses: Vec<IpNetwork> =
             addresses.iter().filter(|a| a.is_ipv4() || self.applier.ipv6).map(|a| IpNetwork::from(*a)).collect();
         let mut up = apply::bring_up(&mut self.applier.host, &mut *wireguard, &self.interface, config, &addresses, mtu);
-        if let (Err(peervpn_platform::Error::Unexpected { .. }), Some(id)) = (&up, device) {
+        if let (Err(error), Some(id)) = (&up, device)
+            && (matches!(error, peervpn_platform::Error::Unexpected { .. })
+                || error.kind() == Some(std::io::ErrorKind::InvalidInput))
+        {
             // gotatun 0.10 gives its tasks 5 s to hand the link over when key and port come, then panics: on a machine
-            // that is busy enough, the device hangs up
-            tracing::warn!("the userspace device hung up: another one takes its place");
+            // that is busy enough, the device hangs up; or it says EINVAL, whatever it was that failed
+            tracing::warn!(%error, "the userspace device failed: another one takes its place");
             undo::device(&mut self.applier.host, &id, &self.interface)?;
             self.start_device()?;
             up = apply::bring_up(&mut self.applier.host, &mut *wireguard, &self.interface, config, &addresses, mtu);
