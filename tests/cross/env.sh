@@ -26,7 +26,16 @@ zig() { # a C compiler and linker for any target, with the headers and the libra
 
 c_compiler() { # for what has C in it (ring), and the linker
     case $1 in
-    x86_64-pc-windows-gnu) need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64 ;;
+    x86_64-pc-windows-gnu)
+        need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64
+        # ld sorts the import table by the paths of its inputs: let them not say where the clone lies
+        cat >"$target_dir/mingw-gcc" <<END
+#!/usr/bin/env bash
+cd "$target_dir" && exec x86_64-w64-mingw32-gcc "\${@//"$target_dir/"/}"
+END
+        chmod +x "$target_dir/mingw-gcc"
+        export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$target_dir/mingw-gcc
+        ;;
     aarch64-unknown-linux-gnu)
         need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
         export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
