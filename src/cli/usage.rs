@@ -96,16 +96,27 @@ fn with_hints(text: &str, args: &[OsString]) -> String {
     message + &usage + &hints
 }
 
-/// The command that `args` begin with: `peervpn peers accept`.
+/// The command that `args` name, without options before and between: `peervpn peers accept`.
 fn command_words(args: &[OsString]) -> String {
     let mut words = vec!["peervpn".to_owned()];
     let mut command = whole();
-    for word in args.iter().skip(1) {
+    let mut args = args.iter().skip(1);
+    while let Some(word) = args.next() {
+        let text = word.to_string_lossy();
+        if text.starts_with('-') {
+            // its value may follow as a word of its own
+            let long = text.strip_prefix("--");
+            let option = command.get_arguments().find(|option| long.is_some() && option.get_long() == long);
+            if option.is_some_and(|option| option.get_action().takes_values() && !option.is_require_equals_set()) {
+                args.next();
+            }
+            continue;
+        }
         match command.find_subcommand(word).filter(|sub| !sub.is_hide_set()).cloned() {
             Some(sub) => command = sub,
             None => break,
         }
-        words.push(word.to_string_lossy().into_owned());
+        words.push(text.into_owned());
     }
     words.join(" ")
 }
@@ -140,6 +151,16 @@ mod tests {
         let text = refusal("peervpn connect");
         assert!(text.contains("<PUBKEY@ENDPOINT>"), "{text}");
         assert!(text.ends_with("hint: peervpn connect --help\n"), "{text}");
+    }
+
+    #[test]
+    fn the_hint_knows_the_command_behind_options() {
+        for line in
+            ["--state-dir exit peers revoke", "-v --json peers --color=never revoke", "peers --interface list revoke"]
+        {
+            let text = refusal(&format!("peervpn {line}"));
+            assert!(text.ends_with("hint: peervpn peers revoke --help\n"), "{line}: {text}");
+        }
     }
 
     /// What stands below the options, of every command.
