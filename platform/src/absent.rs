@@ -54,6 +54,9 @@ pub fn confine_thread() {}
 /// How late this thread's timers may be: as the system likes.
 pub fn timers_may_be_late(_slack: std::time::Duration) {}
 
+/// Lets go of pages that only the start needed: as the system likes.
+pub fn release_program_pages() {}
+
 /// Whether directories are writable without capabilities, which this system does not have.
 pub fn reachable(_directories: &[&std::path::Path], _keep: &[Capability]) -> Result<bool> {
     Ok(true)

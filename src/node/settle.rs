@@ -15,11 +15,12 @@ use crate::error::chain;
 const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
 
 /// Gives up every other capability. Files of ours belong to root, as this process does, so they need none; unless they
-/// lie where only someone else may go, as below a home directory.
+/// lie where only someone else may go, as below a home directory. And the memory that only the start needed.
 pub fn settled(places: &Places) {
     if let Err(error) = confine(places) {
         tracing::warn!(%error, "the node keeps its privileges");
     }
+    os::release_program_pages();
     os::notify("READY=1");
 }
 

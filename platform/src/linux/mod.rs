@@ -16,6 +16,7 @@ mod host;
 #[path = "../unix/launch.rs"]
 pub mod launch;
 mod lock;
+mod memory;
 mod names;
 mod nft;
 mod notify;
@@ -50,6 +51,7 @@ pub use caps::{legacy_tables, listening_ports, port_holder, privileged};
 pub use clock::local_time;
 pub use host::{NetlinkHost as SystemHost, host};
 pub(crate) use lock::lock_holder;
+pub use memory::release_program_pages;
 pub use names::{USUAL_DEVICE, for_device};
 pub use notify::{notify, watchdog};
 pub use privilege::{confine, confine_thread, reachable, writable};

@@ -54,7 +54,7 @@ pub mod watch;
 
 pub use absent::{
     confine, confine_thread, kernel_wireguard, legacy_tables, listening_ports, notify, port_holder, reachable,
-    timers_may_be_late, watchdog, writable,
+    release_program_pages, timers_may_be_late, watchdog, writable,
 };
 pub use clock::local_time;
 pub use host::{SystemHost, host};

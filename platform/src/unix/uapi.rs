@@ -21,7 +21,9 @@ use crate::{Error, Result, WireGuard};
 const DIRECTORY: &str = "/var/run/wireguard";
 /// How long the device may keep silent.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a whole exchange may take.
+/// How much longer for each peer that it is told: a key exchange on a slow processor.
+const PER_PEER: Duration = Duration::from_millis(5);
+/// How long a whole exchange may take, but for [`PER_PEER`].
 const DEADLINE: Duration = Duration::from_secs(8);
 /// Longest answer taken, in bytes: some 100,000 allowed IPs.
 const ANSWER: usize = 4 << 20;
@@ -34,21 +36,23 @@ fn path(interface: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(DIRECTORY).join(format!("{}.sock", names::real(interface))))
 }
 
-fn connect(path: &std::path::Path) -> io::Result<Socket> {
+fn connect(path: &std::path::Path, patience: Duration) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // the write timeout also bounds connect(2) on a full backlog; unix(7), socket(7)
-    socket.set_write_timeout(Some(TIMEOUT))?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
 }
 
-/// Sends a request and reads the answer up to the empty line that ends it (or the end of the stream).
-fn exchange(interface: &str, request: &str) -> Result<Zeroizing<Vec<u8>>> {
+/// Sends a request that tells about so many peers, and reads the answer up to the empty line that ends it (or the end of
+/// the stream).
+fn exchange(interface: &str, request: &str, peers: usize) -> Result<Zeroizing<Vec<u8>>> {
     let path = path(interface)?;
     let operation = format!("ask the userspace device {interface}");
+    let longer = PER_PEER.saturating_mul(u32::try_from(peers).unwrap_or(u32::MAX));
     let talk = || -> io::Result<Zeroizing<Vec<u8>>> {
-        let mut socket = connect(&path)?;
+        let mut socket = connect(&path, TIMEOUT + longer)?;
         socket.write_all(request.as_bytes())?;
         let started = Instant::now();
         let mut answer = Zeroizing::new(Vec::with_capacity(4096));
@@ -67,7 +71,7 @@ fn exchange(interface: &str, request: &str) -> Result<Zeroizing<Vec<u8>>> {
             if answer.len() > ANSWER {
                 return Err(io::Error::new(ErrorKind::InvalidData, "the answer is too long"));
             }
-            if started.elapsed() > DEADLINE {
+            if started.elapsed() > DEADLINE + longer {
                 return Err(ErrorKind::TimedOut.into());
             }
         }
@@ -239,12 +243,12 @@ impl UapiWireGuard {
 
 impl WireGuard for UapiWireGuard {
     fn configure(&mut self, interface: &str, config: &DeviceConfig) -> Result<()> {
-        let answer = exchange(interface, &set_request(config))?;
+        let answer = exchange(interface, &set_request(config), config.peers.len())?;
         parse(&format!("configure the userspace device {interface}"), &answer).map(|_| ())
     }
 
     fn state(&mut self, interface: &str) -> Result<DeviceState> {
-        let answer = exchange(interface, "get=1\n\n")?;
+        let answer = exchange(interface, "get=1\n\n", 0)?;
         parse(&format!("read the userspace device {interface}"), &answer)
     }
 }
@@ -252,7 +256,7 @@ impl WireGuard for UapiWireGuard {
 /// The process that listens on an interface's UAPI socket. `None` if nothing listens, or the process that called
 /// listen(2) is gone (a device that daemonised after it: start devices in the foreground).
 pub fn uapi_owner(interface: &str) -> Option<ProcessId> {
-    process_id(peer(&connect(&path(interface).ok()?).ok()?)?)
+    process_id(peer(&connect(&path(interface).ok()?, TIMEOUT).ok()?)?)
 }
 
 /// Removes the UAPI socket that a dead device left behind. `true`: there is none any more; `false`: something listens
@@ -268,7 +272,7 @@ pub fn remove_uapi_socket(interface: &str) -> Result<bool> {
         }
         Ok(_) => {}
     }
-    match connect(&path) {
+    match connect(&path, TIMEOUT) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::system(operation, e)),
             _ => names::forget(interface).map(|()| true),

@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gotatun::packet::{Packet, PacketBufPool};
@@ -31,6 +31,8 @@ struct Shared {
     began: Instant,
     /// Awake until then, in milliseconds since it began.
     awake: AtomicU64,
+    /// The last thread that began to wait did so at rest.
+    rests: AtomicBool,
     /// Wakes the thread that waits for all, which may have begun to wait at rest.
     alarm: Option<Watched<Timer>>,
 }
@@ -39,7 +41,12 @@ impl Activity {
     /// Of a device that is being set up, on this runtime. One without an alarm never rests.
     pub fn begin() -> Self {
         let alarm = Timer::open().ok().and_then(|timer| Watched::new(timer).ok());
-        let activity = Activity(Arc::new(Shared { began: Instant::now(), awake: AtomicU64::new(0), alarm }));
+        let activity = Activity(Arc::new(Shared {
+            began: Instant::now(),
+            awake: AtomicU64::new(0),
+            rests: AtomicBool::new(false),
+            alarm,
+        }));
         activity.told();
         activity
     }
@@ -77,6 +84,11 @@ impl Activity {
     pub fn before_waiting(&self) {
         let now = self.0.began.elapsed().as_millis() as u64;
         let rests = self.0.alarm.is_some() && now > self.0.awake.load(Ordering::SeqCst);
+        let rested = &self.0.rests;
+        // looked at first: no thread of a busy device writes it
+        if rested.load(Ordering::Relaxed) != rests && rested.swap(rests, Ordering::Relaxed) != rests && rests {
+            os::release_program_pages();
+        }
         os::timers_may_be_late(if rests { LATE } else { Duration::ZERO });
     }
 }
