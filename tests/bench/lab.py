@@ -16,6 +16,12 @@ import threading
 import time
 
 PEERVPN = os.environ.get("PEERVPN", "target/release/peervpn")
+# without a guest's kernel WireGuard: devices of both ends share /run/wireguard, so they have names of their own
+ON_EXIT, ON_PEER = (
+    ([], [])
+    if os.environ.get("GUEST")
+    else tuple(["--backend", "userspace", "--interface", name] for name in ("pvbexit", "pvbpeer"))
+)
 WEB = "192.0.2.80"
 EXIT, PEER = "203.0.113.20", "198.51.100.10"
 PORT = 51820
