@@ -187,7 +187,7 @@ def crowds(lab, sizes):
 
 def rows(rounds):
     with Lab() as lab:
-        found = many_peers(lab, max(1, rounds // 2))
+        found = many_peers(lab, rounds)
     if ON_EXIT:
         return found
     with Lab() as lab:

@@ -64,7 +64,42 @@ impl Trace {
     }
 }
 
+/// A process and those that it started; proc_pid_task_tid_children(5).
+fn family(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children: String =
+        tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default()).collect();
+    let started = children.split_whitespace().flat_map(|child| family(child.parse().expect("a number")));
+    std::iter::once(pid).chain(started).collect()
+}
+
+/// Resident memory now and at its most, in kB; proc_pid_status(5).
+fn resident(pid: u32) -> (u64, u64) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
 lab_tests! {
+    /// What only the start needed is not held by an exit that waits, nor by its device.
+    fn an_idle_exit_lets_go_of_memory() {
+        let lab = Lab::without_stun(Plan::v4_only(Nat::Open), &[]);
+        let (mut exit, _) = open_exit(&lab, &["--no-stun"]);
+        let deadline = Instant::now() + patience(30);
+        loop {
+            let held: Vec<_> = family(exit.id()).into_iter().map(resident).collect();
+            if held.iter().all(|(now, most)| now * 6 < most * 5) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "kB now and at most: {held:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        exit.stop(libc::SIGINT);
+    }
+
     fn a_connect_asks_little_of_the_kernel("strace") {
         let mut lab = Lab::without_stun(Plan::v4_only(Nat::Open), &[Plan::v4_only(Nat::PortRestricted)]);
         let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
