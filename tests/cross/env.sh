@@ -29,12 +29,14 @@ c_compiler() { # for what has C in it (ring), and the linker
     x86_64-pc-windows-gnu)
         need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64
         # ld sorts the import table by the paths of its inputs: let them not say where the clone lies
-        cat >"$target_dir/mingw-gcc" <<END
+        cat >"$target_dir/windows-link" <<END
 #!/usr/bin/env bash
 cd "$target_dir" && exec x86_64-w64-mingw32-gcc "\${@//"$target_dir/"/}"
 END
-        chmod +x "$target_dir/mingw-gcc"
-        export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$target_dir/mingw-gcc
+        chmod +x "$target_dir/windows-link"
+        # named: build scripts would compile with the linker
+        export CC_x86_64_pc_windows_gnu=x86_64-w64-mingw32-gcc
+        export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$target_dir/windows-link
         ;;
     aarch64-unknown-linux-gnu)
         need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
