@@ -4,7 +4,7 @@ guest; natively the userspace one, where a process start and a page fault cost w
 import os
 import time
 
-from lab import ON_EXIT, ON_PEER, PEERVPN, Lab, Node, have, interleave, limit, progress, row, run, stat, timed
+from lab import ON_EXIT, ON_PEER, PEERVPN, Lab, Node, interleave, limit, progress, row, run, stat, timed
 
 GUEST = os.environ.get("GUEST")
 ON_UML = GUEST == "uml"
@@ -70,9 +70,7 @@ def rows(rounds):
     with Lab() as lab:
         exit_ = lab.start_exit(*ON_EXIT)
         found = commands(lab, exit_, rounds)
-        if missing := [] if GUEST else have("wireguard-go"):
-            progress(f"SKIP: {missing}: wg-quick's device")
-        else:
+        if GUEST:
             found = beside_wg_quick(lab, exit_, rounds, "without DNS", "--dns", "none") + found
         if GUEST == "qemu":
             # an emulated processor: what the delays of a network would add is arithmetic
