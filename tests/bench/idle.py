@@ -5,7 +5,7 @@ import glob
 import os
 import time
 
-from lab import Lab, inside, limit, progress, row, run, stat
+from lab import GUEST, Lab, inside, limit, progress, row, run, stat
 
 SECONDS = 60
 CLOCK = os.sysconf("SC_CLK_TCK")
@@ -54,15 +54,14 @@ def measure(pids):
 
 def rows(_rounds):
     """Natively: kernel WireGuard is none of a process's costs, so there a node alone is measured where the guest has it."""
-    guest = os.environ.get("GUEST")
     with Lab() as lab:
-        backend = "kernel" if guest else "userspace"
+        backend = "kernel" if GUEST else "userspace"
         exit_ = lab.start_exit("--interface", "pvbidle", "--backend", backend)
         time.sleep(10)
         progress(f"an idle exit, {backend} back end, for {SECONDS} s")
         ours = measure(family(exit_.process.pid))
         others = {}
-        if not guest:
+        if not GUEST:
             other = lab.child(lab.peer, "env", "WG_SUDO=1", "wireguard-go", "-f", "wgidle")
             time.sleep(2)
             run(*inside(lab.peer, "ip", "link", "set", "wgidle", "up"))

@@ -16,10 +16,11 @@ import threading
 import time
 
 PEERVPN = os.environ.get("PEERVPN", "target/release/peervpn")
+GUEST = os.environ.get("GUEST")  # "uml", "qemu", or None: natively
 # without a guest's kernel WireGuard: devices of both ends share /run/wireguard, so they have names of their own
 ON_EXIT, ON_PEER = (
     ([], [])
-    if os.environ.get("GUEST")
+    if GUEST
     else tuple(["--backend", "userspace", "--interface", name] for name in ("pvbexit", "pvbpeer"))
 )
 WEB = "192.0.2.80"

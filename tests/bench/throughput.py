@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 
-from lab import Failed, IPERF, WEB, Lab, inside, interleave, progress, row, run, stat
+from lab import GUEST, Failed, IPERF, WEB, Lab, inside, interleave, progress, row, run, stat
 
 # short and many, not long and few: the machine's own ups and downs are longer than a second
 SECONDS, TURNS = 1, 4
@@ -95,7 +95,7 @@ def measured(bring_up, ways, rounds):
 
 
 def rows(rounds):
-    return (userspace if os.environ.get("GUEST") is None else kernel)(rounds)
+    return (userspace if GUEST is None else kernel)(rounds)
 
 
 def kernel(rounds):

@@ -4,9 +4,8 @@ guest; natively the userspace one, where a process start and a page fault cost w
 import os
 import time
 
-from lab import ON_EXIT, ON_PEER, PEERVPN, Lab, Node, interleave, limit, progress, row, run, stat, timed
+from lab import GUEST, ON_EXIT, ON_PEER, PEERVPN, Lab, Node, interleave, limit, progress, row, run, stat, timed
 
-GUEST = os.environ.get("GUEST")
 ON_UML = GUEST == "uml"
 
 

@@ -36,11 +36,11 @@ fn path(interface: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(DIRECTORY).join(format!("{}.sock", names::real(interface))))
 }
 
-fn connect(path: &std::path::Path, patience: Duration) -> io::Result<Socket> {
+fn connect(path: &std::path::Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // the write timeout also bounds connect(2) on a full backlog; unix(7), socket(7)
-    socket.set_write_timeout(Some(patience))?;
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
 }
@@ -52,7 +52,8 @@ fn exchange(interface: &str, request: &str, peers: usize) -> Result<Zeroizing<Ve
     let operation = format!("ask the userspace device {interface}");
     let longer = PER_PEER.saturating_mul(u32::try_from(peers).unwrap_or(u32::MAX));
     let talk = || -> io::Result<Zeroizing<Vec<u8>>> {
-        let mut socket = connect(&path, TIMEOUT + longer)?;
+        let mut socket = connect(&path)?;
+        socket.set_read_timeout(Some(TIMEOUT + longer))?;
         socket.write_all(request.as_bytes())?;
         let started = Instant::now();
         let mut answer = Zeroizing::new(Vec::with_capacity(4096));
@@ -256,7 +257,7 @@ impl WireGuard for UapiWireGuard {
 /// The process that listens on an interface's UAPI socket. `None` if nothing listens, or the process that called
 /// listen(2) is gone (a device that daemonised after it: start devices in the foreground).
 pub fn uapi_owner(interface: &str) -> Option<ProcessId> {
-    process_id(peer(&connect(&path(interface).ok()?, TIMEOUT).ok()?)?)
+    process_id(peer(&connect(&path(interface).ok()?).ok()?)?)
 }
 
 /// Removes the UAPI socket that a dead device left behind. `true`: there is none any more; `false`: something listens
@@ -272,7 +273,7 @@ pub fn remove_uapi_socket(interface: &str) -> Result<bool> {
         }
         Ok(_) => {}
     }
-    match connect(&path, TIMEOUT) {
+    match connect(&path) {
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::system(operation, e)),
             _ => names::forget(interface).map(|()| true),
@@ -335,6 +336,34 @@ mod tests {
             "02".repeat(32),
         );
         assert_eq!(*set_request(&config), expected);
+    }
+
+    #[test]
+    fn a_device_that_is_told_of_many_peers_may_think_longer() {
+        let interface = "pvslow0";
+        let path = path(interface).unwrap();
+        let _ = std::fs::create_dir_all(DIRECTORY);
+        let _ = std::fs::remove_file(&path);
+        let Ok(listener) = std::os::unix::net::UnixListener::bind(&path) else {
+            return eprintln!("SKIP: root, for {DIRECTORY}");
+        };
+        let device = std::thread::spawn(move || {
+            let (mut asker, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\n\n") {
+                let mut some = [0; 4096];
+                let count = asker.read(&mut some).unwrap();
+                assert_ne!(count, 0);
+                asked.extend_from_slice(&some[..count]);
+            }
+            std::thread::sleep(TIMEOUT + Duration::from_millis(300));
+            asker.write_all(b"errno=0\n\n").unwrap();
+        });
+        let peers = vec![PeerConfig { remove: true, ..Default::default() }; 2000];
+        let told = UapiWireGuard::new().configure(interface, &DeviceConfig { peers, ..Default::default() });
+        let _ = std::fs::remove_file(&path);
+        told.unwrap();
+        device.join().unwrap();
     }
 
     #[test]
