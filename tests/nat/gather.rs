@@ -1,8 +1,9 @@
 //! STUN before the handoff.
 
+use std::fmt::Debug;
 use std::net::{SocketAddr, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peervpn::nat::gather::{Gathered, MappingHint, Silence};
 use peervpn::node::stun::{GatherError, LIMIT, gather};
@@ -18,8 +19,21 @@ fn servers() -> Vec<String> {
     v4.into_iter().chain(v6).collect()
 }
 
+/// What `take` takes, tried again for a while: a child that another test has just forked holds all our descriptors, closed
+/// sockets among them, until its exec. A port that stays taken is a panic.
+fn once_free<T, E: Debug>(take: impl Fn() -> Result<T, E>) -> T {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match take() {
+            Ok(taken) => return taken,
+            Err(error) if Instant::now() >= end => panic!("the port is not free: {error:?}"),
+            Err(_) => thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
 fn ask(site: &Site, servers: &[String]) -> Gathered {
-    site.host.run(|| block_on(gather(PORT, servers, LIMIT))).expect("the port is free")
+    site.host.run(|| once_free(|| block_on(gather(PORT, servers, LIMIT))))
 }
 
 #[test]
@@ -47,17 +61,8 @@ fn reflexive_addresses_are_found_behind_every_nat_that_lets_udp_through() {
         assert_eq!(gathered.v6.mapping, MappingHint::Consistent);
         assert_eq!(gathered.silent, []);
         assert!(gathered.elapsed < Duration::from_millis(500), "{nat:?}: {:?}", gathered.elapsed);
-        // the sockets are closed: the port can be taken; at once, but for a child that another test has just forked and
-        // that holds all our descriptors until its exec
-        let free = || {
-            (0..50).any(|_| {
-                UdpSocket::bind(("0.0.0.0", PORT)).is_ok() || {
-                    thread::sleep(Duration::from_millis(2));
-                    false
-                }
-            })
-        };
-        assert!(lab.exit.host.run(free), "the port is free again");
+        // the sockets are closed: the port can be taken
+        lab.exit.host.run(|| once_free(|| UdpSocket::bind(("0.0.0.0", PORT))));
     }
 }
 
@@ -100,7 +105,7 @@ fn an_occupied_port_is_an_error_of_its_own_and_no_servers_only_check_the_port() 
         let gathered = block_on(gather(PORT, &[], LIMIT)).expect("free");
         assert!(!gathered.any() && gathered.elapsed < Duration::from_millis(100), "{gathered:?}");
         for address in ["0.0.0.0", "127.0.0.1", "::", "::1"] {
-            let _holder = UdpSocket::bind((address, PORT)).expect("free");
+            let _holder = once_free(|| UdpSocket::bind((address, PORT)));
             match block_on(gather(PORT, &[], LIMIT)) {
                 Err(GatherError::PortInUse { port: PORT, holder: Some(holder) }) => {
                     assert_eq!(holder.pid, std::process::id());
