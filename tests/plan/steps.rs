@@ -1,5 +1,5 @@
-//! How many conditions a data packet meets in our tables: they are asked of every packet, so their number must not grow
-//! unseen. Counted, since a clock would not tell.
+//! How many chains and conditions a data packet meets in our tables: they are asked of every packet, so their number must
+//! not grow unseen. Counted, since a clock would not tell.
 
 use std::net::IpAddr;
 
@@ -63,23 +63,31 @@ impl Packet {
     }
 }
 
-/// Whether a packet is let through, and how many conditions it met on its way.
+/// Whether a packet is let through, and how many chains (of a hook) and conditions it met on its way.
 #[derive(Debug, PartialEq, Eq)]
 struct Way {
     passes: bool,
+    chains: usize,
     conditions: usize,
 }
 
+/// The way of a packet that is let through.
+fn passes(chains: usize, conditions: usize) -> Way {
+    Way { passes: true, chains, conditions }
+}
+
 fn way(table: &Table, hooks: &[Hook], packet: &Packet) -> Way {
-    let mut way = Way { passes: true, conditions: 0 };
+    let mut way = passes(0, 0);
     let mut chains: Vec<_> = table.chains.iter().filter(|chain| chain.base.is_some()).collect();
     chains.sort_by_key(|chain| chain.base.as_ref().unwrap().priority);
     for hook in hooks {
         for chain in chains.iter().filter(|chain| chain.base.as_ref().unwrap().hook == *hook) {
             // the kernel shows a nat chain the first packet of a connection only
-            if chain.base.as_ref().unwrap().kind != peervpn_platform::nft::Kind::Nat
-                && go(table, &chain.rules, packet, &mut way.conditions) == Some(false)
-            {
+            if chain.base.as_ref().unwrap().kind == peervpn_platform::nft::Kind::Nat {
+                continue;
+            }
+            way.chains += 1;
+            if go(table, &chain.rules, packet, &mut way.conditions) == Some(false) {
                 way.passes = false;
                 return way;
             }
@@ -120,14 +128,13 @@ fn what_a_packet_meets_at_an_exit() {
     let at = |hooks: &[Hook], packet: &Packet| way(&table, hooks, packet);
     let host = [Hook::Prerouting, Hook::Input];
     let through = [Hook::Prerouting, Hook::Forward];
-    let passes = |conditions| Way { passes: true, conditions };
 
-    assert_eq!(at(&host, &Packet::outer("eth0", "", "198.51.100.7", "203.0.113.20")), passes(7));
-    assert_eq!(at(&[Hook::Output], &Packet::outer("", "eth0", "203.0.113.20", "198.51.100.7")), passes(0));
-    assert_eq!(at(&through, &Packet::tcp("peervpn0", "eth0", "10.77.0.2", "192.0.2.80")), passes(9));
+    assert_eq!(at(&host, &Packet::outer("eth0", "", "198.51.100.7", "203.0.113.20")), passes(1, 6));
+    assert_eq!(at(&[Hook::Output], &Packet::outer("", "eth0", "203.0.113.20", "198.51.100.7")), passes(0, 0));
+    assert_eq!(at(&through, &Packet::tcp("peervpn0", "eth0", "10.77.0.2", "192.0.2.80")), passes(1, 8));
     let back = Packet { original: false, ..Packet::tcp("eth0", "peervpn0", "192.0.2.80", "10.77.0.2") };
-    assert_eq!(at(&through, &back), passes(8));
-    assert_eq!(at(&host, &Packet::tcp("eth0", "", "198.51.100.7", "203.0.113.20")), passes(5));
+    assert_eq!(at(&through, &back), passes(1, 4));
+    assert_eq!(at(&host, &Packet::tcp("eth0", "", "198.51.100.7", "203.0.113.20")), passes(1, 4));
     // and what may not pass does not
     assert!(!at(&through, &Packet::tcp("peervpn0", "eth0", "10.77.0.2", "192.168.1.9")).passes);
     assert!(!at(&through, &Packet::tcp("peervpn0", "peervpn0", "10.77.0.2", "10.77.0.3")).passes);
@@ -144,19 +151,25 @@ fn what_a_packet_meets_at_a_peer() {
     let policy = ConnectPolicy { kill_switch: Some(closed), dns, listening: vec![22, 80, 443], ..connect() };
     let table = Policy::Connect(policy).table();
     let at = |hooks: &[Hook], packet: &Packet| way(&table, hooks, packet);
-    let passes = |conditions| Way { passes: true, conditions };
 
-    assert_eq!(at(&[Hook::Output], &Packet::tcp("", "peervpn0", "10.77.0.1", "192.0.2.80")), passes(5));
+    assert_eq!(at(&[Hook::Output], &Packet::tcp("", "peervpn0", "10.77.0.1", "192.0.2.80")), passes(1, 5));
     let outer = Packet { mark: FWMARK, ct_mark: FWMARK, ..Packet::outer("", "eth0", "198.51.100.7", "203.0.113.20") };
-    assert_eq!(at(&[Hook::Output], &outer), passes(6));
+    assert_eq!(at(&[Hook::Output], &outer), passes(1, 3));
     let outer = Packet { original: false, mark: 0, ..Packet::outer("eth0", "", "203.0.113.20", "198.51.100.7") };
     let outer = Packet { ct_mark: FWMARK, ..outer };
-    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &outer), passes(4));
+    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &outer), passes(1, 4));
     let inner = Packet { original: false, ..Packet::tcp("peervpn0", "", "192.0.2.80", "10.77.0.1") };
-    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &inner), passes(2));
+    assert_eq!(at(&[Hook::Prerouting, Hook::Input], &inner), passes(1, 2));
     // and what may not pass does not, marked connection or not
     let forged = Packet { to: V4.into(), ct_mark: FWMARK, ..Packet::tcp("eth0", "", "198.51.100.7", "198.51.100.9") };
     assert!(!at(&[Hook::Prerouting], &forged).passes);
     assert!(!at(&[Hook::Output], &Packet::tcp("", "eth0", "198.51.100.7", "192.0.2.80")).passes);
-    assert!(!at(&[Hook::Output], &Packet::tcp("", "eth0", "10.77.0.1", "192.0.2.80")).passes);
+    let inside = Packet::tcp("", "eth0", "10.77.0.1", "192.0.2.80");
+    for (mark, ct_mark, original) in [(0, 0, true), (0, 0, false), (FWMARK, 0, true), (0, FWMARK, false)] {
+        let inside = Packet { mark, ct_mark, original, ..inside.clone() };
+        assert!(!at(&[Hook::Output], &inside).passes, "mark {mark}, connection's {ct_mark}");
+    }
+    let answer = Packet { original: false, ..Packet::tcp("", "peervpn0", "198.51.100.7", "192.0.2.80") };
+    assert!(at(&[Hook::Output], &answer).passes);
+    assert!(at(&[Hook::Output], &Packet { oif: "eth0", ..answer }).passes);
 }
