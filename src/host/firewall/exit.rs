@@ -32,8 +32,8 @@ const INITIATION_UDP_LEN: u16 = 8 + 148;
 /// An initiation's first four bytes: type 1, three reserved ones.
 const INITIATION: u32 = 0x0100_0000;
 
-/// The chains for what passes from and to peers, for what comes beside the tunnel, for initiations, and for DNS.
-const FROM_OTHERS: &str = "from_others";
+/// The chains for what peers send to this host, for what passes from and to them, for initiations, and for DNS.
+const TO_HOST: &str = "to_host";
 const FROM_PEERS: &str = "from_peers";
 const TO_PEERS: &str = "to_peers";
 const FLOOD: &str = "flood";
@@ -71,7 +71,7 @@ impl ExitPolicy<'_> {
         let mut chains = vec![
             base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
             base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
-            plain_chain(FROM_OTHERS, self.others_send()),
+            plain_chain(TO_HOST, self.to_host()),
             plain_chain(FLOOD, self.flood()),
             plain_chain(RESOLVER, self.to_resolver()),
             plain_chain(FROM_PEERS, self.peers_send()),
@@ -87,11 +87,11 @@ impl ExitPolicy<'_> {
         Table { name: table_name(self.interface), chains }
     }
 
-    /// To this host, beside the tunnel: outer packets, mostly.
-    fn others_send(&self) -> Vec<Rule> {
-        let mut rules = anti_spoofing(self.interface, addresses(self.v4, self.v6));
+    /// To this host. Outer packets, mostly, so few conditions for them.
+    fn input(&self) -> Vec<Rule> {
+        let mut rules = vec![rule([from(self.interface)], [Statement::Jump(TO_HOST.to_owned())])];
+        rules.extend(anti_spoofing(self.interface, addresses(self.v4, self.v6)));
         rules.push(self.initiation());
-        rules.push(rule([], [Statement::Accept]));
         rules
     }
 
@@ -132,9 +132,9 @@ impl ExitPolicy<'_> {
         vec![why(rule(packets(0), [Statement::SetCtMark(mark)])), why(rule(packets(mark), [Statement::SetMark(mark)]))]
     }
 
-    /// To this host, from peers by whichever of its addresses. Every packet passes here: most of them come first.
-    fn input(&self) -> Vec<Rule> {
-        let mut rules = vec![rule([not_from(self.interface)], [Statement::Jump(FROM_OTHERS.to_owned())])];
+    /// From peers to this host, by whichever of its addresses.
+    fn to_host(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
         for (own, (protocol, port)) in self.v4.iter().flat_map(|own| self.services.iter().map(move |s| (own, s))) {
             let service = [Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)];
             let to_service = [vec![from_doors(), to_address(IpAddr::V4(*own))], service.to_vec()].concat();
@@ -142,6 +142,7 @@ impl ExitPolicy<'_> {
         }
         rules.push(nothing_else());
         if self.allow_lan {
+            rules.push(rule([], [Statement::Accept]));
             return rules;
         }
         rules.push(rule([Match::CtEstablished], [Statement::Accept]));
