@@ -49,8 +49,20 @@ impl ConnectPolicy<'_> {
         if own {
             rules.push(accept(vec![into("lo")]));
         }
-        // of connections whose tunnel has gone; before anything that a mark could open
-        rules.extend(self.inside_only());
+        if self.kill_switch.is_some() {
+            // of connections whose tunnel has gone; before anything that a mark could open
+            rules.extend(addresses(self.v4, self.v6).map(|address| {
+                let source = Match::Source { prefix: IpNetwork::from(address), not: false };
+                commented(
+                    "a tunnel address leaves by the tunnel only",
+                    rule([source], [Statement::Counter, Statement::Drop]),
+                )
+            }));
+        }
+        rules.push(commented(
+            "outer packets, and answers to connections from outside",
+            accept(vec![Match::Mark { value: self.fwmark, not: false }]),
+        ));
         if own {
             rules.extend(self.carriers.iter().map(|mark| {
                 commented(
@@ -69,8 +81,6 @@ impl ConnectPolicy<'_> {
             }
             rules.extend(NEIGHBOUR_DISCOVERY.map(|kind| accept(vec![Match::Icmp6Type(kind)])));
         } else {
-            let marked = Match::Mark { value: self.fwmark, not: false };
-            rules.push(commented("answers to connections from outside", accept(vec![marked])));
             rules.push(accept(vec![from(self.interface)]));
         }
         if let Some(dns) = self.dns {
@@ -81,19 +91,6 @@ impl ConnectPolicy<'_> {
             rules.extend(kill_switch.rules(own));
         }
         rules
-    }
-
-    /// With a kill switch a tunnel address leaves by the tunnel only.
-    pub(super) fn inside_only(&self) -> Vec<Rule> {
-        let own = addresses(self.v4, self.v6).filter(|_| self.kill_switch.is_some());
-        own.map(|address| {
-            let source = Match::Source { prefix: IpNetwork::from(address), not: false };
-            commented(
-                "a tunnel address leaves by the tunnel only",
-                rule([source], [Statement::Counter, Statement::Drop]),
-            )
-        })
-        .collect()
     }
 }
 

@@ -3,17 +3,15 @@
 
 use ipnetwork::IpNetwork;
 use peervpn_platform::nft::{Hook, Kind, Match, Rule, Statement, Table};
-use peervpn_platform::types::Family;
 
 use super::*;
 
 /// Unique local addresses, RFC 4193: tunnel addresses are such, and the exit itself answers for the rest.
 pub(super) const UNIQUE_LOCAL: &str = "fc00::/7";
 
-/// The chains for what leaves the way it came, for what may, and for what goes beside the tunnel.
+/// The chains for what leaves the way it came, and for what may.
 const OUTSIDE: &str = "outside";
 const OLDER: &str = "older";
-const BESIDE: &str = "beside";
 
 impl ConnectPolicy<'_> {
     pub(super) fn table(&self) -> Table {
@@ -21,11 +19,11 @@ impl ConnectPolicy<'_> {
             name: table_name(self.interface),
             chains: vec![
                 base_chain("prerouting", Kind::Filter, Hook::Prerouting, MANGLE, self.prerouting()),
-                base_chain("output", Kind::Route, Hook::Output, FILTER, self.output()),
+                base_chain("output", Kind::Route, Hook::Output, MANGLE, self.output()),
+                base_chain("leaving", Kind::Filter, Hook::Output, FILTER, self.leaving()),
                 base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
                 plain_chain(OLDER, self.older()),
                 plain_chain(OUTSIDE, self.outside()),
-                plain_chain(BESIDE, self.beside()),
                 closing::blocked_chain(),
                 refuse_chain(),
             ],
@@ -60,16 +58,16 @@ impl ConnectPolicy<'_> {
         rules
     }
 
-    /// Of this host itself: which way, and whether. One chain for both, since every outer packet passes it; a packet that it
-    /// re-routes still shows the interface it was routed to first.
     fn output(&self) -> Vec<Rule> {
-        let beside = || Statement::Jump(BESIDE.to_owned());
         let mut rules = vec![
             commented(
                 "outer packets: so that their replies get the mark as well",
-                rule([Match::Mark { value: self.fwmark, not: false }], [Statement::SetCtMark(self.fwmark), beside()]),
+                rule(
+                    [Match::Mark { value: self.fwmark, not: false }],
+                    [Statement::SetCtMark(self.fwmark), Statement::Accept],
+                ),
             ),
-            rule([self.marked()], [Statement::SetMark(self.fwmark), beside()]),
+            rule([self.marked()], [Statement::SetMark(self.fwmark), Statement::Accept]),
             commented(
                 "reply to a connection from outside",
                 rule(
@@ -87,8 +85,6 @@ impl ConnectPolicy<'_> {
                 ),
             ));
         }
-        rules.extend(self.refuse_v6());
-        rules.extend(self.closing(true));
         rules
     }
 
@@ -101,22 +97,22 @@ impl ConnectPolicy<'_> {
             .collect()
     }
 
-    /// Leaves the way it came, unless its source is a tunnel address.
+    /// Leaves the way it came, but for what a tunnel address says.
     fn outside(&self) -> Vec<Rule> {
-        let beside =
-            || [Statement::SetCtMark(self.fwmark), Statement::SetMark(self.fwmark), Statement::Jump(BESIDE.to_owned())];
-        let own = |family| addresses(self.v4, self.v6).find(|address| Family::of(address) == family);
-        let other = |family| match own(family) {
-            Some(address) => Match::Source { prefix: IpNetwork::from(address), not: true },
-            None => Match::Family(family),
-        };
-        Family::BOTH.map(|family| rule([other(family)], beside())).to_vec()
+        let mut rules: Vec<Rule> = addresses(self.v4, self.v6)
+            .map(|address| {
+                let source = Match::Source { prefix: IpNetwork::from(address), not: false };
+                rule([source], [Statement::Accept])
+            })
+            .collect();
+        rules.push(rule([], [Statement::SetCtMark(self.fwmark), Statement::SetMark(self.fwmark)]));
+        rules
     }
 
-    /// What goes beside the tunnel by its mark, which any program with the right to set marks can give.
-    fn beside(&self) -> Vec<Rule> {
-        let mut rules = self.inside_only();
-        rules.push(rule([], [Statement::Accept]));
+    /// Of this host itself.
+    fn leaving(&self) -> Vec<Rule> {
+        let mut rules = self.refuse_v6();
+        rules.extend(self.closing(true));
         rules
     }
 
@@ -129,7 +125,8 @@ impl ConnectPolicy<'_> {
         rules
     }
 
-    /// Refused, not dropped: applications turn to IPv4 at once. But for what the mark leads elsewhere.
+    /// Refused, not dropped: applications turn to IPv4 at once. A packet that `output` re-routed still shows the
+    /// interface it was routed to first, hence the mark.
     fn refuse_v6(&self) -> Vec<Rule> {
         if !self.refuse_v6 {
             return Vec::new();

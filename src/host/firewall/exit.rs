@@ -32,8 +32,7 @@ const INITIATION_UDP_LEN: u16 = 8 + 148;
 /// An initiation's first four bytes: type 1, three reserved ones.
 const INITIATION: u32 = 0x0100_0000;
 
-/// The chains for what peers send to this host, for what passes from and to them, for initiations, and for DNS.
-const TO_HOST: &str = "to_host";
+/// The chains for what passes from and to peers, for initiations, and for DNS.
 const FROM_PEERS: &str = "from_peers";
 const TO_PEERS: &str = "to_peers";
 const FLOOD: &str = "flood";
@@ -68,30 +67,29 @@ fn to_peers() -> Vec<Rule> {
 
 impl ExitPolicy<'_> {
     pub(super) fn table(&self) -> Table {
-        let mut chains = vec![
-            base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
-            base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
-            plain_chain(TO_HOST, self.to_host()),
-            plain_chain(FLOOD, self.flood()),
-            plain_chain(RESOLVER, self.to_resolver()),
-            plain_chain(FROM_PEERS, self.peers_send()),
-            plain_chain(TO_PEERS, to_peers()),
-            base_chain("resolver", Kind::Nat, Hook::Prerouting, DSTNAT, self.resolver()),
-            base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
-            refuse_chain(),
-        ];
-        // every packet that comes in passes such a chain, rules or not
-        chains.extend(
-            self.outer.map(|mark| base_chain("outer", Kind::Filter, Hook::Prerouting, MANGLE, self.outer(mark))),
-        );
-        Table { name: table_name(self.interface), chains }
+        Table {
+            name: table_name(self.interface),
+            chains: vec![
+                base_chain("prerouting", Kind::Filter, Hook::Prerouting, MANGLE, self.prerouting()),
+                base_chain("input", Kind::Filter, Hook::Input, FILTER, self.input()),
+                base_chain("forward", Kind::Filter, Hook::Forward, FILTER, self.forward()),
+                plain_chain(FLOOD, self.flood()),
+                plain_chain(RESOLVER, self.to_resolver()),
+                plain_chain(FROM_PEERS, self.peers_send()),
+                plain_chain(TO_PEERS, to_peers()),
+                base_chain("resolver", Kind::Nat, Hook::Prerouting, DSTNAT, self.resolver()),
+                base_chain("postrouting", Kind::Nat, Hook::Postrouting, SRCNAT, self.postrouting()),
+                refuse_chain(),
+            ],
+        }
     }
 
-    /// To this host. Outer packets, mostly, so few conditions for them.
-    fn input(&self) -> Vec<Rule> {
-        let mut rules = vec![rule([from(self.interface)], [Statement::Jump(TO_HOST.to_owned())])];
+    /// Every packet passes here: what lets most of them go comes first.
+    fn prerouting(&self) -> Vec<Rule> {
+        let mut rules = vec![rule([from(self.interface)], [Statement::Accept])];
         rules.extend(anti_spoofing(self.interface, addresses(self.v4, self.v6)));
         rules.push(self.initiation());
+        rules.extend(self.outer());
         rules
     }
 
@@ -100,7 +98,10 @@ impl ExitPolicy<'_> {
     /// been sent something, so theirs pass. A newcomer needs no WireGuard to see it: the node has its own copy.
     fn flood(&self) -> Vec<Rule> {
         let over = || Statement::Over { per_second: self.initiations, burst: self.initiations };
-        let drop = |family| rule([Match::Family(family), Match::CtNew], [over(), Statement::Counter, Statement::Drop]);
+        let drop = |family| {
+            let matches = [Match::Family(family), Match::CtNew, Match::DestinationLocal { not: false }];
+            rule(matches, [over(), Statement::Counter, Statement::Drop])
+        };
         Family::BOTH.map(|family| commented("a flood of handshake initiations", drop(family))).to_vec()
     }
 
@@ -119,7 +120,8 @@ impl ExitPolicy<'_> {
 
     /// A strict reverse-path filter looks for the way back by the mark that answers have. The connection has it, too, since
     /// wg-quick's own rules make every packet's mark that of its connection.
-    fn outer(&self, mark: u32) -> Vec<Rule> {
+    fn outer(&self) -> Vec<Rule> {
+        let Some(mark) = self.outer else { return Vec::new() };
         let packets = |of: u32| {
             [
                 Match::L4Proto(IPPROTO_UDP),
@@ -133,8 +135,8 @@ impl ExitPolicy<'_> {
     }
 
     /// From peers to this host, by whichever of its addresses.
-    fn to_host(&self) -> Vec<Rule> {
-        let mut rules = Vec::new();
+    fn input(&self) -> Vec<Rule> {
+        let mut rules = vec![rule([not_from(self.interface)], [Statement::Accept])];
         for (own, (protocol, port)) in self.v4.iter().flat_map(|own| self.services.iter().map(move |s| (own, s))) {
             let service = [Match::L4Proto(*protocol), Match::DestinationPort(*port, *port)];
             let to_service = [vec![from_doors(), to_address(IpAddr::V4(*own))], service.to_vec()].concat();
@@ -142,7 +144,6 @@ impl ExitPolicy<'_> {
         }
         rules.push(nothing_else());
         if self.allow_lan {
-            rules.push(rule([], [Statement::Accept]));
             return rules;
         }
         rules.push(rule([Match::CtEstablished], [Statement::Accept]));
