@@ -237,3 +237,20 @@ fn the_kill_switch_lets_answers_the_lan_and_marked_packets_through_and_refuses_t
     assert_eq!(reach(&lab.host, "203.0.113.1"), Outcome::Refused, "--no-lan");
     assert_eq!(from_afar(&lab, HOST[0]), seen_as(AFAR[0]), "and yet whoever came from outside is answered");
 }
+
+#[test]
+fn a_program_that_restores_marks_does_not_turn_outer_packets_away() {
+    let Some(lab) = Lab::new() else { return };
+    // iptables -t mangle -A OUTPUT -j CONNMARK --restore-mark, as hosts with several uplinks have it
+    lab.host
+        .nft("table inet uplinks { chain out { type route hook output priority mangle; meta mark set ct mark; }\n}");
+    let (lan, everything) = (closed(), Family::BOTH.map(Family::default_prefix));
+    let kill_switch = KillSwitch { allowed: &everything, exclude: &[], exit: &[], lan: Some(&lan) };
+    lab.install(ConnectPolicy { kill_switch: Some(kill_switch), ..connect() });
+    lab.switch_routes();
+    for (host, afar) in HOST.into_iter().zip(AFAR) {
+        assert_eq!(attempt(&lab.host, afar, FWMARK).outcome, seen_as(host), "an outer packet");
+        assert_eq!(from_afar(&lab, host), seen_as(afar), "an answer");
+    }
+    assert_eq!(reach(&lab.host, AFAR[0]), seen_as("10.77.0.1"), "through the tunnel");
+}

@@ -154,6 +154,31 @@ fn each_flag_opens_what_it_names() {
 }
 
 #[test]
+fn what_another_program_publishes_on_a_tunnel_address_is_for_peers_only() {
+    let Some(lab) = Lab::new() else { return };
+    if !possible(&["nft"]) {
+        return;
+    }
+    // as Docker does it: translated before any input chain sees it
+    lab.exit.nft(
+        "table inet docker { chain pre { type nat hook prerouting priority dstnat; \
+         ip daddr 10.77.0.1 tcp dport 8080 dnat ip to 192.168.7.2; \
+         ip6 daddr fd77::1 tcp dport 8080 dnat ip6 to fd88::2; }\n}",
+    );
+    for (address, (web, _)) in TUNNEL_OF_EXIT.into_iter().zip(WEB) {
+        // the lab itself
+        let way = if address.contains(':') { "2001:db8:1::1" } else { "203.0.113.1" };
+        lab.web.ip(&format!("route replace {address} via {way}\n"));
+        assert_eq!(reach(&lab.web, address), seen_as(web));
+    }
+    lab.install(ExitPolicy { allow_lan: true, ..exit() });
+    assert_eq!(lab.outcomes(TUNNEL_OF_EXIT), [seen_as("192.168.7.1"), seen_as("fd88::1")]);
+    for address in TUNNEL_OF_EXIT {
+        assert_eq!(reach(&lab.web, address), Outcome::Silence, "{address}, beside the tunnel");
+    }
+}
+
+#[test]
 fn segments_fit_the_tunnel_in_both_directions() {
     let Some(lab) = Lab::new() else { return };
     // the tunnel's MTU is 1420: less 40 or 60 bytes of headers (RFC 6691), less 12 of the timestamp option
