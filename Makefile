@@ -89,7 +89,8 @@ release: tools ## release build
 
 .PHONY: cross
 cross: tools ## compile for macOS, Windows and ARM; run the latter two under Wine and qemu
-	tests/cross/check all
+	tests/cross/check all aarch64-apple-darwin
+	tests/cross/check platform x86_64-pc-windows-gnu
 	tests/cross/run
 
 TARGETS ?=
