@@ -237,6 +237,11 @@ pub mod packet {
             match *self {}
         }
 
+        /// Whether copies make it readable.
+        pub fn announce(&self, _copies: bool) -> io::Result<()> {
+            match *self {}
+        }
+
         /// How many copies were lost.
         pub fn dropped(&self) -> io::Result<u64> {
             match *self {}

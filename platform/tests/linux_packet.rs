@@ -44,9 +44,14 @@ fn received(tap: &InitiationTap) -> Option<(SocketAddr, Vec<u8>)> {
 
 /// Waits up to a second until the descriptor is readable.
 fn readable(tap: &InitiationTap) -> bool {
+    readable_within(tap, 1000)
+}
+
+/// In ms.
+fn readable_within(tap: &InitiationTap, limit: i32) -> bool {
     let mut poll = libc::pollfd { fd: tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd that lives through the call.
-    unsafe { libc::poll(&raw mut poll, 1, 1000) == 1 }
+    unsafe { libc::poll(&raw mut poll, 1, limit) == 1 }
 }
 
 #[test]
@@ -78,6 +83,30 @@ fn a_port_that_nobody_owns_is_heard_too() {
     let sender = UdpSocket::bind("127.0.0.1:40000").unwrap();
     sender.send_to(&initiation(1), ("127.0.0.1", PORT)).unwrap();
     assert_eq!(received(&tap), Some(("127.0.0.1:40000".parse().unwrap(), initiation(1))));
+}
+
+#[test]
+fn copies_that_are_not_announced_wake_nobody_and_are_there() {
+    if !own_namespace() {
+        return;
+    }
+    let tap = InitiationTap::open(PORT).unwrap();
+    tap.announce(false).unwrap();
+    for sender in ["127.0.0.1:0", "[::1]:0"].map(|ours| UdpSocket::bind(ours).unwrap()) {
+        let to = SocketAddr::new(sender.local_addr().unwrap().ip(), PORT);
+        let send =
+            |marker| sender.send_to(&initiation(marker), to).or_else(|_| sender.send_to(&initiation(marker), to));
+        send(1).unwrap();
+        assert!(!readable_within(&tap, 0));
+        assert_eq!(received(&tap).unwrap().1, initiation(1));
+        send(2).unwrap();
+        tap.announce(true).unwrap();
+        assert!(readable_within(&tap, 0), "one came meanwhile");
+        tap.announce(false).unwrap();
+        assert!(!readable_within(&tap, 0));
+        assert_eq!(received(&tap).unwrap().1, initiation(2));
+        assert_eq!(received(&tap), None);
+    }
 }
 
 #[test]

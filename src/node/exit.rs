@@ -52,6 +52,8 @@ pub(super) const FIRST_PORT: u16 = 51820;
 const PORTS_TRIED: u16 = 10;
 /// So many routes are kept in memory at once.
 const ROUTES: usize = 2000;
+/// So many initiations are looked at before it is anything else's turn, also in a flood.
+const AT_ONCE: usize = 512;
 
 /// Runs `exit` to its end.
 #[inline(never)] // 100 kB of stack, which the short commands would touch, too
@@ -341,11 +343,17 @@ impl Exit<'_> {
                 () = signals.recv() => return None,
                 ready = admit::readable(tap, flooded) => {
                     let Ok(ready) = ready else { return None };
-                    if self.initiations(tap.get_ref(), applier, out) {
+                    let seen = self.initiations(tap.get_ref(), applier, out);
+                    if let Some(ready) = ready {
                         ready.clear();
                     }
-                    flooded = self.checker.is_flooded().then(Instant::now);
-                    if flooded.is_none() {
+                    // without any since the last look it is over; where some are left, there is a next look
+                    let flood = seen == AT_ONCE || seen > 0 && self.checker.is_flooded();
+                    if flood != flooded.is_some() && tap.get_ref().announce(!flood).is_err() {
+                        return None;
+                    }
+                    flooded = flood.then(Instant::now);
+                    if seen > 0 && !flood {
                         self.welcome(applier, out);
                     }
                 }
@@ -392,15 +400,14 @@ impl Exit<'_> {
         }
     }
 
-    /// Whether none are left.
-    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) -> bool {
+    /// How many there were; more may wait behind [`AT_ONCE`].
+    fn initiations(&mut self, tap: &InitiationTap, applier: &mut Applier, out: &mut dyn Output) -> usize {
         let mut buffer = [0; 256];
-        // bounded, so that a flood leaves the loop to the others
-        for _ in 0..512 {
-            let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return true };
+        for seen in 0..AT_ONCE {
+            let Ok(Some((source, payload))) = tap.recv(&mut buffer) else { return seen };
             self.initiation(payload, source, Instant::now(), applier, out);
         }
-        false
+        AT_ONCE
     }
 
     fn answer(&mut self, request: &Request, applier: &mut Applier, out: &mut dyn Output) -> Result<Response, Failure> {

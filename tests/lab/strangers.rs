@@ -144,6 +144,13 @@ fn processor(pid: u32) -> u64 {
     ticks * 10
 }
 
+/// How often its main thread, which is the node, has waited so far; proc_pid_status(5).
+fn waits(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:")).expect("a count");
+    line.split_whitespace().nth(1).and_then(|count| count.parse().ok()).expect("a number")
+}
+
 /// Entries of the connection table of a namespace.
 fn connections(space: &Namespace) -> u64 {
     let count = space.run(|| std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack"));
@@ -233,7 +240,7 @@ fn under_flood(forgery: Forgery) {
         scope.spawn(|| stream(lab.peer(), &stop, &stream_sent));
         std::thread::sleep(Duration::from_secs(1));
         let quiet = arriving(&sink, &stream_sent);
-        let (memory_before, busy_before) = (memory(exit.id()), processor(exit.id()));
+        let (memory_before, busy_before, waits_before) = (memory(exit.id()), processor(exit.id()), waits(exit.id()));
         let start = Instant::now();
         scope.spawn(|| flood(&lab.internet, packets, lab.exit.public4, rate, &stop, &forged_sent));
         std::thread::sleep(Duration::from_secs(2));
@@ -251,6 +258,10 @@ fn under_flood(forgery: Forgery) {
         let (mut node, again) = join_during_flood(&lab.peers[1], target);
         node.stop(libc::SIGINT);
         let busy = (processor(exit.id()) - busy_before) * 100 / start.elapsed().as_millis().max(1) as u64;
+        // looked at some hundred times a second, many at a time: nobody is woken for each
+        let (waited, looks) = (waits(exit.id()) - waits_before, start.elapsed().as_millis() as u64 / 4);
+        let came = forged_sent.load(Ordering::Relaxed);
+        assert!(waited < 2 * looks + came / 10, "woken {waited} times in {looks} looks, by {came} initiations");
         let (mut through, mut through_without_node) = (0, 0);
         if measured {
             through = throughput(&lab, lab.peer());

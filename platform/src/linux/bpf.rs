@@ -22,11 +22,21 @@ pub(super) fn epoll(sockets: &[&Socket]) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just given us this descriptor.
     let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
     for socket in sockets {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        // SAFETY: both descriptors are open and `event` lives through the call.
-        if unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        control(&epoll, libc::EPOLL_CTL_ADD, socket, true)?;
     }
     Ok(epoll)
+}
+
+/// Whether the descriptor becomes readable with that socket.
+pub(super) fn listen(epoll: &OwnedFd, socket: &Socket, yes: bool) -> io::Result<()> {
+    control(epoll, libc::EPOLL_CTL_MOD, socket, yes)
+}
+
+fn control(epoll: &OwnedFd, operation: i32, socket: &Socket, readable: bool) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: if readable { libc::EPOLLIN as u32 } else { 0 }, u64: 0 };
+    // SAFETY: both descriptors are open and `event` lives through the call.
+    match unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, socket.as_raw_fd(), &raw mut event) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -91,6 +91,12 @@ impl InitiationTap {
         }
     }
 
+    /// Whether copies that come make the descriptor readable, as they do at first. Who looks at times of its own, in a
+    /// flood, is not woken for each of them.
+    pub fn announce(&self, copies: bool) -> io::Result<()> {
+        [&self.v4, &self.v6].into_iter().try_for_each(|socket| bpf::listen(&self.epoll, socket, copies))
+    }
+
     /// How many copies the kernel had no room for, since the tap was opened.
     pub fn dropped(&self) -> io::Result<u64> {
         for socket in [&self.v4, &self.v6] {

@@ -20,7 +20,7 @@ const SESSION: Duration = Duration::from_secs(190);
 /// After it was told or asked something: a peer that is to be called makes packets by then.
 const TOLD: Duration = Duration::from_secs(3);
 /// How late its timers may be while it rests.
-const LATE: Duration = Duration::from_secs(30);
+const LATE: Duration = Duration::from_secs(60);
 
 /// When something last happened. Clones are of the same device.
 #[derive(Debug, Clone)]

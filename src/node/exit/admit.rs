@@ -86,15 +86,15 @@ pub async fn due(admitted: &[Newcomer]) {
     }
 }
 
-/// Waits for initiations; `flooded`: when they were last looked at, if that was during a flood.
+/// Waits for initiations; `flooded`: when they were last looked at, if that was during a flood. Then they are due at a
+/// time, not told of.
 pub async fn readable(
     tap: &Watched<InitiationTap>,
     flooded: Option<Instant>,
-) -> std::io::Result<Ready<'_, InitiationTap>> {
-    if let Some(looked) = flooded {
-        tokio::time::sleep_until((looked + LOOK).into()).await;
-    }
-    tap.readable().await
+) -> std::io::Result<Option<Ready<'_, InitiationTap>>> {
+    let Some(looked) = flooded else { return tap.readable().await.map(Some) };
+    tokio::time::sleep_until((looked + LOOK).into()).await;
+    Ok(None)
 }
 
 /// Newcomers asked about on the terminal, one at a time.
