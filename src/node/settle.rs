@@ -1,6 +1,6 @@
 //! Once a node is up: gives up the privileges that it needs no more, and tells the service manager.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use peervpn_platform::types::Capability;
 use peervpn_platform::{Error, os};
@@ -14,14 +14,20 @@ use crate::error::chain;
 /// What a running node and its undo need: netlink and settings; raw and packet sockets.
 const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
 
+/// Long enough for what follows a start: the first packets, an exit asked about itself, a `status`.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// Gives up every other capability. Files of ours belong to root, as this process does, so they need none; unless they
-/// lie where only someone else may go, as below a home directory. And the memory that only the start needed.
+/// lie where only someone else may go, as below a home directory. Later also the memory that only the start needed.
 pub fn settled(places: &Places) {
     if let Err(error) = confine(places) {
         tracing::warn!(%error, "the node keeps its privileges");
     }
-    os::release_program_pages();
     os::notify("READY=1");
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED).await;
+        os::release_program_pages();
+    });
 }
 
 fn confine(places: &Places) -> Result<(), Error> {

@@ -19,6 +19,8 @@ use peervpn_platform::os::{self, Timer};
 const SESSION: Duration = Duration::from_secs(190);
 /// After it was told or asked something: a peer that is to be called makes packets by then.
 const TOLD: Duration = Duration::from_secs(3);
+/// As much earlier it may begin to rest.
+const GRAIN: Duration = Duration::from_secs(1);
 /// How late its timers may be while it rests.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -71,7 +73,12 @@ impl Activity {
 
     fn stay_awake(&self, time: Duration) {
         let now = self.0.began.elapsed();
-        let until = self.0.awake.fetch_max((now + time).as_millis() as u64, Ordering::SeqCst);
+        let wanted = (now + time).as_millis() as u64;
+        // several threads would write it for every packet of a busy device
+        if self.0.awake.load(Ordering::Relaxed) + GRAIN.as_millis() as u64 > wanted {
+            return;
+        }
+        let until = self.0.awake.fetch_max(wanted, Ordering::SeqCst);
         if now.as_millis() as u64 > until
             && let Some(alarm) = &self.0.alarm
         {
