@@ -15,7 +15,7 @@ use crate::error::chain;
 const NEEDED: [Capability; 2] = [Capability::NetAdmin, Capability::NetRaw];
 
 /// Long enough for what follows a start: the first packets, an exit asked about itself, a `status`.
-const SETTLED: Duration = Duration::from_secs(2);
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Gives up every other capability. Files of ours belong to root, as this process does, so they need none; unless they
 /// lie where only someone else may go, as below a home directory. Later also the memory that only the start needed.
