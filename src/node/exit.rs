@@ -348,9 +348,9 @@ impl Exit<'_> {
                         ready.clear();
                     }
                     // without any since the last look it is over; where some are left, there is a next look
-                    let flood = seen == AT_ONCE || seen > 0 && self.checker.is_flooded();
+                    let mut flood = seen == AT_ONCE || seen > 0 && self.checker.is_flooded();
                     if flood != flooded.is_some() && tap.get_ref().announce(!flood).is_err() {
-                        return None;
+                        flood = !flood;
                     }
                     flooded = flood.then(Instant::now);
                     if seen > 0 && !flood {

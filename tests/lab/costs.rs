@@ -8,7 +8,7 @@ use peervpn::join::address::peer_addresses;
 use peervpn::join::peers::{How, Peer, PeerStore};
 use peervpn::key::PublicKey;
 
-use crate::node::Node;
+use crate::node::{Node, process_number};
 use crate::record::{self, patience};
 use crate::topology::{Lab, Nat, Plan, Site};
 use crate::{assert_leaves_through_exit, join, lab_tests, open_exit};
@@ -73,14 +73,9 @@ fn family(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(started).collect()
 }
 
-/// Resident memory now and at its most, in kB; proc_pid_status(5).
+/// Resident memory now and at its most, in kB.
 fn resident(pid: u32) -> (u64, u64) {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    };
-    (field("VmRSS:"), field("VmHWM:"))
+    (process_number(pid, "VmRSS"), process_number(pid, "VmHWM"))
 }
 
 lab_tests! {

@@ -287,3 +287,10 @@ impl Drop for Node {
         }
     }
 }
+
+/// A number of a process, of its main thread where threads differ; proc_pid_status(5).
+pub fn process_number(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let field = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    field.and_then(|field| field.split_whitespace().next()?.parse().ok()).expect("a number")
+}

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::forge;
 use crate::net::Namespace;
+use crate::node::process_number;
 use crate::record::patience;
 use crate::topology::{Lab, Nat, Site, WEB};
 use crate::{assert_leaves_through_exit, join, lab_tests, open_exit, text};
@@ -130,11 +131,14 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Resident memory of a process in kilobytes; proc(5).
+/// Resident memory of a process in kilobytes.
 fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a resident size");
-    line.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse().ok()).expect("a number")
+    process_number(pid, "VmRSS")
+}
+
+/// How often its main thread, which is the node, has waited so far.
+fn waits(pid: u32) -> u64 {
+    process_number(pid, "voluntary_ctxt_switches")
 }
 
 /// Processor time of a process so far, in ms; proc_pid_stat(5).
@@ -144,13 +148,6 @@ fn processor(pid: u32) -> u64 {
     let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
     // a hundredth of a second each on every Linux
     ticks * 10
-}
-
-/// How often its main thread, which is the node, has waited so far; proc_pid_status(5).
-fn waits(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:")).expect("a count");
-    line.split_whitespace().nth(1).and_then(|count| count.parse().ok()).expect("a number")
 }
 
 /// Entries of the connection table of a namespace.
