@@ -232,7 +232,8 @@ async fn bring_up(
             out.event(&unreachable(&own, &reflexive, local, started.elapsed()));
         }
         // asking again forgets the handshake under way: twice the time for an exit that has begun to speak
-        if turn.elapsed() >= ask_again * if heard { 2 } else { 1 } {
+        let mut patience = (ask_again * if heard { 2 } else { 1 }).saturating_sub(turn.elapsed());
+        if patience.is_zero() {
             (turn, heard) = (Instant::now(), false);
             if asked + 1 == candidates.len() {
                 ask_again = (ask_again * 2).min(ASK_AGAIN_MAX);
@@ -242,6 +243,7 @@ async fn bring_up(
             tracing::debug!(remote = %address, "asking again");
             wireguard.configure(&interface, &tunnel::peers(vec![tunnel::removal(&target.key)]))?;
             wireguard.configure(&interface, &tunnel::peers(vec![exit_peer(address)]))?;
+            patience = ask_again;
         }
         tokio::select! {
             () = woken(wakeup.as_ref()) => {
@@ -249,7 +251,7 @@ async fn bring_up(
                 tokio::time::sleep(pause).await;
             }
             _ = next_news(&mut mapping, &mut ground.applier) => {}
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(HANDSHAKE_POLL),
+            () = tokio::time::sleep(pause.min(patience)) => pause = (pause * 2).min(HANDSHAKE_POLL),
         }
     };
     if monitor.is_none() {

@@ -11,9 +11,11 @@
 use std::io;
 use std::mem::size_of;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
@@ -26,12 +28,17 @@ use crate::{Error, Result};
 
 /// For [`InitiationTap::recv`]: no copied packet is longer.
 pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + INITIATION_LEN as usize;
-/// Of each socket, in bytes as the kernel counts them (bookkeeping included): some 300 packets. Any system grants it:
-/// `net.core.rmem_default` and `rmem_max` are 208 KiB, doubled by the kernel.
-const RECEIVE_BUFFER: usize = 400 << 10;
+/// How many initiations of a family wait at most: what 50,000 a second bring in 10 ms.
+const INITIATIONS_KEPT: usize = 512;
+/// How many signs that something came back: one is enough.
+const WAKEUPS_KEPT: usize = 8;
 
-/// How many copies one system call fetches at most: in a flood the calls are what costs.
-const BATCH: usize = 32;
+/// Where a frame's sockaddr_ll begins, `TPACKET2_HDRLEN` without it.
+const HEADER: usize = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
+/// Length of a frame in bytes: its header, 16 that the kernel leaves before a packet without a link-layer header, and
+/// the longest copy.
+const FRAME: usize = (libc::TPACKET2_HDRLEN.next_multiple_of(libc::TPACKET_ALIGNMENT) + 16 + BUFFER_LEN)
+    .next_multiple_of(libc::TPACKET_ALIGNMENT);
 
 /// `linux/if_packet.h`, missing from libc.
 const PACKET_HOST: u32 = 0;
@@ -41,65 +48,62 @@ const PACKET_HOST: u32 = 0;
 #[derive(Debug)]
 pub struct InitiationTap {
     epoll: OwnedFd,
-    v4: Socket,
-    v6: Socket,
-    batch: Mutex<Batch>,
+    /// One a family; the first had its turn last.
+    rings: Mutex<[Ring; 2]>,
     drops: AtomicU64,
 }
 
 impl InitiationTap {
     /// Copies handshake initiations (type 1, exactly 148 bytes) for `port`. Needs CAP_NET_RAW.
     pub fn open(port: u16) -> Result<Self> {
-        Self::with_filter(port, &INITIATIONS)
+        Self::with_filter(port, &INITIATIONS, INITIATIONS_KEPT)
     }
 
     /// Copies the first four payload bytes of initiations, responses and data messages of any length for `port`: a
     /// sign that something came back, not its content. Needs CAP_NET_RAW.
     pub fn open_wakeup(port: u16) -> Result<Self> {
-        Self::with_filter(port, &WAKEUPS)
+        Self::with_filter(port, &WAKEUPS, WAKEUPS_KEPT)
     }
 
-    fn with_filter(port: u16, wanted: &Payload) -> Result<Self> {
-        let tap = |source| Error::system(format!("copy incoming packets for UDP port {port}"), source);
-        let v4 = open_socket(Family::V4, &filter(Family::V4, port, wanted)).map_err(tap)?;
-        let v6 = open_socket(Family::V6, &filter(Family::V6, port, wanted)).map_err(tap)?;
-        let epoll = epoll(&[&v4, &v6]).map_err(tap)?;
-        Ok(InitiationTap { epoll, v4, v6, batch: Mutex::new(Batch::default()), drops: AtomicU64::new(0) })
+    fn with_filter(port: u16, wanted: &Payload, copies: usize) -> Result<Self> {
+        let open = || -> io::Result<Self> {
+            let v4 = Ring::open(Family::V4, &filter(Family::V4, port, wanted), copies)?;
+            let v6 = Ring::open(Family::V6, &filter(Family::V6, port, wanted), copies)?;
+            let epoll = epoll(&[&v4.socket, &v6.socket])?;
+            Ok(InitiationTap { epoll, rings: Mutex::new([v4, v6]), drops: AtomicU64::new(0) })
+        };
+        open().map_err(|source| Error::system(format!("copy incoming packets for UDP port {port}"), source))
+    }
+
+    fn rings(&self) -> MutexGuard<'_, [Ring; 2]> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
     /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes. `None`: nothing waits.
     pub fn recv<'a>(&self, buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
-        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let family = batch.family;
-            while let Some((copy, interface)) = batch.take() {
-                let Some(room) = buf.get_mut(..copy.len()) else { continue };
-                room.copy_from_slice(copy);
-                if let Some((source, payload)) = parse(family, room, interface) {
+        let mut rings = self.rings();
+        for _ in 0..2 {
+            // in turn, so that a flood of one family never hides the other
+            rings.swap(0, 1);
+            while let Some(copy) = rings[0].take(buf) {
+                if let Some((source, payload)) = copy {
                     return Ok(Some((source, &buf[payload])));
                 }
             }
-            // the other family first, so that a flood of one never hides the other
-            let sockets = match batch.family {
-                Family::V4 => [(&self.v6, Family::V6), (&self.v4, Family::V4)],
-                Family::V6 => [(&self.v4, Family::V4), (&self.v6, Family::V6)],
-            };
-            if !batch.fill(sockets[0])? && !batch.fill(sockets[1])? {
-                return Ok(None);
-            }
         }
+        Ok(None)
     }
 
     /// Whether copies that come make the descriptor readable, as they do at first. Who looks at times of its own, in a
     /// flood, is not woken for each of them.
     pub fn announce(&self, copies: bool) -> io::Result<()> {
-        [&self.v4, &self.v6].into_iter().try_for_each(|socket| bpf::listen(&self.epoll, socket, copies))
+        self.rings().iter().try_for_each(|ring| bpf::listen(&self.epoll, &ring.socket, copies))
     }
 
     /// How many copies the kernel had no room for, since the tap was opened.
     pub fn dropped(&self) -> io::Result<u64> {
-        for socket in [&self.v4, &self.v6] {
+        for Ring { socket, .. } in self.rings().iter() {
             let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
             let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
             // SAFETY: the kernel writes at most `length` bytes into `statistics`, which lives through the call.
@@ -128,12 +132,124 @@ impl AsRawFd for InitiationTap {
     }
 }
 
-fn open_socket(family: Family, filter: &[SockFilter]) -> io::Result<Socket> {
-    // protocol 0 receives nothing until it is bound, so nothing gets in before the filter stands
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)?;
-    socket.attach_filter(filter)?;
-    // SO_RCVBUF is doubled by the kernel, socket(7)
-    socket.set_recv_buffer_size(RECEIVE_BUFFER / 2)?;
+/// A socket of one family and the memory that the kernel puts its copies into: no system call fetches them, which is what
+/// costs in a flood. Linux, Documentation/networking/packet_mmap.rst
+#[derive(Debug)]
+struct Ring {
+    socket: Socket,
+    family: Family,
+    /// One mapping of `blocks` times `block` bytes.
+    memory: NonNull<u8>,
+    /// Length in bytes of what the kernel allocates in one piece: a page. Frames do not span two.
+    block: usize,
+    blocks: usize,
+    /// The frame that the kernel fills next, or has filled longest ago.
+    next: usize,
+}
+
+// SAFETY: the mapping is this ring's alone and lives as long; nothing in it belongs to a thread.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    /// Room for at least that many copies.
+    fn open(family: Family, filter: &[SockFilter], copies: usize) -> io::Result<Self> {
+        // protocol 0 receives nothing until it is bound, so nothing gets in before the filter stands
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        socket.attach_filter(filter)?;
+        set_option(&socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
+        // SAFETY: a plain number.
+        let block = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+        let blocks = copies.div_ceil(block / FRAME);
+        let request = libc::tpacket_req {
+            tp_block_size: block as u32,
+            tp_block_nr: blocks as u32,
+            tp_frame_size: FRAME as u32,
+            tp_frame_nr: (block / FRAME * blocks) as u32,
+        };
+        set_option(&socket, libc::PACKET_RX_RING, &request)?;
+        // SAFETY: a new mapping of the ring just made, at an address of the kernel's choice.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                block * blocks,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                socket.as_raw_fd(),
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let ring = Ring { socket, family, memory, block, blocks, next: 0 };
+        bind(&ring.socket, family)?;
+        Ok(ring)
+    }
+
+    /// Takes the next copy into `buf` and gives its place back: the source and the payload's place in `buf`. `Some(None)`
+    /// is one that is no packet for us or does not fit; `None`: nothing waits.
+    fn take(&mut self, buf: &mut [u8]) -> Option<Option<(SocketAddr, Range<usize>)>> {
+        let a_block = self.block / FRAME;
+        let offset = self.next / a_block * self.block + self.next % a_block * FRAME;
+        // SAFETY: `next` is below the number of frames, so the whole frame lies in the mapping; the frame's header begins
+        // with its status, which the kernel and we change by whole aligned words.
+        let (frame, status) = unsafe {
+            let frame = self.memory.add(offset);
+            (frame, AtomicU32::from_ptr(frame.cast().as_ptr()))
+        };
+        // the kernel fills a frame first and sets its status then
+        if status.load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+            return None;
+        }
+        // SAFETY: as long as its status says so the frame is ours, and nobody else touches it.
+        let frame = unsafe { std::slice::from_raw_parts(frame.as_ptr(), FRAME) };
+        let found = self.parse(frame, buf);
+        status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.next = (self.next + 1) % (a_block * self.blocks);
+        Some(found)
+    }
+
+    fn parse(&self, frame: &[u8], buf: &mut [u8]) -> Option<(SocketAddr, Range<usize>)> {
+        // SAFETY: any bytes are valid in both, and the frame is longer than where they end; it may not be aligned.
+        let (header, from): (libc::tpacket2_hdr, libc::sockaddr_ll) = unsafe {
+            let header = frame.as_ptr();
+            (
+                header.cast::<libc::tpacket2_hdr>().read_unaligned(),
+                header.add(HEADER).cast::<libc::sockaddr_ll>().read_unaligned(),
+            )
+        };
+        let start = usize::from(header.tp_net);
+        let copy = frame.get(start..start.checked_add(usize::try_from(header.tp_snaplen).ok()?)?)?;
+        let room = buf.get_mut(..copy.len())?;
+        room.copy_from_slice(copy);
+        parse(self.family, room, from.sll_ifindex as u32)
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `open` made; no reference into it outlives a call of `take`.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.block * self.blocks) };
+    }
+}
+
+fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads a `T`, as long as we say, which lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// From now on it receives packets of that family, on every interface.
+fn bind(socket: &Socket, family: Family) -> io::Result<()> {
     let protocol = match family {
         Family::V4 => libc::ETH_P_IP,
         Family::V6 => libc::ETH_P_IPV6,
@@ -146,85 +262,7 @@ fn open_socket(family: Family, filter: &[SockFilter]) -> io::Result<Socket> {
     let result = unsafe {
         libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
     };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(socket)
-}
-
-/// Copies that were fetched and not yet asked for.
-#[derive(Debug)]
-struct Batch {
-    family: Family,
-    buffers: [[u8; BUFFER_LEN]; BATCH],
-    /// Length of each copy and the interface it came in by.
-    copies: [(usize, u32); BATCH],
-    next: usize,
-    count: usize,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Batch { family: Family::V6, buffers: [[0; BUFFER_LEN]; BATCH], copies: [(0, 0); BATCH], next: 0, count: 0 }
-    }
-}
-
-impl Batch {
-    /// The next copy, from its IP header on, and its interface.
-    fn take(&mut self) -> Option<(&[u8], u32)> {
-        let (length, interface) = *self.copies[..self.count].get(self.next)?;
-        self.next += 1;
-        Some((&self.buffers[self.next - 1][..length], interface))
-    }
-
-    /// Fetches what waits on that socket; whether there was anything. recvmmsg(2)
-    fn fill(&mut self, (socket, family): (&Socket, Family)) -> io::Result<bool> {
-        (self.family, self.next, self.count) = (family, 0, 0);
-        // SAFETY: all zeros are valid sockaddr_ll, iovec and mmsghdr: addresses of null with length 0.
-        let (mut from, mut parts, mut messages): (
-            [libc::sockaddr_ll; BATCH],
-            [libc::iovec; BATCH],
-            [libc::mmsghdr; BATCH],
-        ) = unsafe { std::mem::zeroed() };
-        for (((message, part), from), buffer) in
-            messages.iter_mut().zip(&mut parts).zip(&mut from).zip(&mut self.buffers)
-        {
-            *part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-            message.msg_hdr.msg_name = std::ptr::from_mut(from).cast();
-            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            message.msg_hdr.msg_iov = part;
-            message.msg_hdr.msg_iovlen = 1;
-        }
-        let fetched = loop {
-            // SAFETY: each message points to one address and one part, each part to a buffer of the length it says, and all
-            // of them live through the call; the socket does not block.
-            let result = unsafe {
-                libc::recvmmsg(
-                    socket.as_raw_fd(),
-                    messages.as_mut_ptr(),
-                    BATCH as libc::c_uint,
-                    libc::MSG_DONTWAIT as _,
-                    std::ptr::null_mut(),
-                )
-            };
-            if let Ok(fetched) = usize::try_from(result) {
-                break fetched;
-            }
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(false),
-                Some(libc::EINTR) => continue,
-                _ => return Err(error),
-            }
-        };
-        for ((copy, message), from) in self.copies.iter_mut().zip(&messages).zip(&from).take(fetched) {
-            // what did not fit is nothing we asked for: empty, no packet
-            let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
-            *copy = (if whole { message.msg_len as usize } else { 0 }, from.sll_ifindex as u32);
-        }
-        self.count = fetched;
-        Ok(fetched > 0)
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The filter for one family.
