@@ -373,6 +373,9 @@ pub fn for_device(_name: &str) -> Result<(String, Vec<(String, String)>)> {
     unsupported("the userspace back end")
 }
 
+/// A connection to a userspace device.
+pub type UapiStream = std::net::TcpStream;
+
 /// Where a userspace device would be spoken to. Has no values: [`UapiListener::bind`] never succeeds.
 #[derive(Debug)]
 pub enum UapiListener {}
@@ -384,7 +387,7 @@ impl UapiListener {
     }
 
     /// The next connection.
-    pub async fn accept(&mut self) -> std::io::Result<std::net::TcpStream> {
+    pub async fn accept(&mut self) -> std::io::Result<UapiStream> {
         match *self {}
     }
 }

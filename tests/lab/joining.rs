@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use peervpn::key::PrivateKey;
 use peervpn_platform::types::Family;
 
 use crate::count::{Counts, INITIATION};
@@ -117,6 +118,28 @@ lab_tests! {
         assert_eq!(first["tunnel_addresses"], second["tunnel_addresses"]);
         assert_leaves_through_exit(&lab, lab.peer());
         peer.stop(libc::SIGINT);
+        exit.stop(libc::SIGINT);
+    }
+
+    /// gotatun by itself looks four times a second whom to call: too seldom for peers that come and go faster.
+    fn who_is_set_with_a_keepalive_is_called_at_once("wg") {
+        let lab = Lab::new(Nat::Open, &[]);
+        let (mut exit, ready) = open_exit(&lab, &["--no-stun"]);
+        let counts = Counts::start(&lab.exit.host, &[], &[("called", &format!("oifname != lo {INITIATION}"))]);
+        let endpoint = format!("{}:9", WEB[0]);
+        let (interface, peer) = (text(&ready, "interface"), PrivateKey::generate().public().to_string());
+        let set = |words: &[&str]| {
+            lab.exit.host.output("wg", &[&["set", interface, "peer", &peer], words].concat());
+        };
+        const TIMES: u64 = 15;
+        for _ in 0..TIMES {
+            set(&["endpoint", &endpoint, "persistent-keepalive", "25"]);
+            std::thread::sleep(Duration::from_millis(100));
+            set(&["remove"]);
+        }
+        // a machine that is busy may be late now and then
+        let called = counts.packets("called");
+        assert!(called >= TIMES * 4 / 5, "{called} initiations\n{}", exit.log());
         exit.stop(libc::SIGINT);
     }
 
