@@ -7,14 +7,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use gotatun::x25519;
 use peervpn_platform::os::UapiStream;
 use tokio::sync::mpsc::UnboundedSender;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// No more of one request: where many are set, the handshakes are what takes time.
 const AT_MOST: usize = 16;
 /// Longest line that is looked at: the name and the 64 digits of a key.
 const LINE: usize = 96;
 
-/// A connection to the device that tells whom it has been given to call, once the device has answered.
+/// A connection to the device that tells whom it has been given to call, once the device has set it. The
+/// answer itself may leave later.
 pub struct Overheard {
     stream: UapiStream,
     request: Mutex<Request>,
@@ -24,7 +25,7 @@ pub struct Overheard {
 /// What has come of a request so far; <https://www.wireguard.com/xplatform/>.
 struct Request {
     /// Beginning of the line under way, never more than its first capacity. May be that of a secret key.
-    line: Vec<u8>,
+    line: Zeroizing<Vec<u8>>,
     peer: Option<x25519::PublicKey>,
     to_call: Vec<x25519::PublicKey>,
     whole: bool,
@@ -43,7 +44,7 @@ impl Overheard {
 
 impl Request {
     fn new() -> Self {
-        Request { line: Vec::with_capacity(LINE), peer: None, to_call: Vec::new(), whole: false }
+        Request { line: Zeroizing::new(Vec::with_capacity(LINE)), peer: None, to_call: Vec::new(), whole: false }
     }
 
     /// Whom to call, if all of it has come.
@@ -90,7 +91,7 @@ fn public_key(digits: &str) -> Option<x25519::PublicKey> {
 
 impl Read for &Overheard {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // gotatun reads on when it has answered
+        // gotatun reads on when it has done what was asked
         let to_call = self.request().answered();
         if !to_call.is_empty() {
             // nobody hears it any more when the device ends

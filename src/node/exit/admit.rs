@@ -160,7 +160,8 @@ impl Exit<'_> {
                 {
                     let peer =
                         Peer { endpoint: Some(source.into()), ..Peer::new(key, addresses, How::Any, state::now()) };
-                    self.admitted.push(Newcomer { peer, came: now, initiation });
+                    // not `now`: the others of this look may have taken longer than what it has to settle
+                    self.admitted.push(Newcomer { peer, came: Instant::now(), initiation });
                 }
             }
             Decision::AskOperator { first: true } => {
