@@ -373,9 +373,6 @@ pub fn for_device(_name: &str) -> Result<(String, Vec<(String, String)>)> {
     unsupported("the userspace back end")
 }
 
-/// A connection to a userspace device.
-pub type UapiStream = std::net::TcpStream;
-
 /// Where a userspace device would be spoken to. Has no values: [`UapiListener::bind`] never succeeds.
 #[derive(Debug)]
 pub enum UapiListener {}
@@ -386,8 +383,11 @@ impl UapiListener {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    /// The next connection.
-    pub async fn accept(&mut self) -> std::io::Result<UapiStream> {
+    /// The next connection, and whom it gives a persistent keepalive.
+    pub async fn accept(
+        &mut self,
+        _called: &tokio::sync::mpsc::Sender<Vec<[u8; 32]>>,
+    ) -> std::io::Result<std::net::TcpStream> {
         match *self {}
     }
 }

@@ -2,7 +2,6 @@
 //! its standard input for the node's word that it is in the journal, then becomes the bundled device (the `gotatun`
 //! crate) or the program it was told. Its UAPI socket is where wg(8) looks for it.
 
-mod called;
 mod rest;
 
 use std::path::{Path, PathBuf};
@@ -12,17 +11,17 @@ use std::time::Duration;
 use gotatun::device::uapi::UapiServer;
 use gotatun::device::{Device, DeviceBuilder, DeviceTransports};
 use gotatun::tun::tun_async_device::TunDevice;
-use gotatun::x25519;
 use peervpn_platform::os::{self, launch};
 use peervpn_platform::types::Capability;
 
 use crate::error::{Failure, Words};
-use called::Overheard;
 use rest::{Activity, Sockets};
 
 /// Bytes that the device's UDP sockets hold each way, or as many as net.core.{r,w}mem_max lets: a burst is not lost while
 /// its threads wait for a processor. As much as gotatun's own program asks for.
 const SOCKET_BUFFER: usize = 7 << 20;
+/// Requests whose peers wait to be called. gotatun calls those that find no room a little later.
+const REQUESTS: usize = 16;
 /// How long an initiation may take to leave.
 const SENT: Duration = Duration::from_millis(20);
 
@@ -82,29 +81,29 @@ fn bundled(interface: &str) -> Result<(), Failure> {
         // the socket last: a request that comes while gotatun 0.10.2 builds its device makes it panic
         let mut listener = os::UapiListener::bind(interface, &name).map_err(|error| failed(&error))?;
         let mut stop = os::signals::StopSignals::install()?;
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let serve = |accepted: std::io::Result<os::UapiStream>| {
+        let (called, mut to_call) = tokio::sync::mpsc::channel(REQUESTS);
+        let serve = |accepted: std::io::Result<_>| {
             if let Ok(stream) = accepted {
                 activity.told();
-                client.clone().wrap_read_write(Overheard::new(stream, tell.clone()));
+                client.clone().wrap_read_write(stream);
             }
         };
         'run: loop {
             let peers = tokio::select! {
                 () = device.wait() => break,
                 () = stop.recv() => break,
-                accepted = listener.accept() => {
+                accepted = listener.accept(&called) => {
                     serve(accepted);
                     continue;
                 }
-                Some(peers) = told.recv() => peers,
+                Some(peers) = to_call.recv() => peers,
             };
-            let mut calling = std::pin::pin!(call(&device, &peers));
+            let mut calling = std::pin::pin!(call(&device, peers));
             loop {
                 tokio::select! {
                     () = &mut calling => break,
                     () = stop.recv() => break 'run,
-                    accepted = listener.accept() => serve(accepted),
+                    accepted = listener.accept(&called) => serve(accepted),
                 }
             }
         }
@@ -114,10 +113,10 @@ fn bundled(interface: &str) -> Result<(), Failure> {
 }
 
 /// Sends each of them an initiation, unless there is a session, or one was sent already.
-async fn call<T: DeviceTransports>(device: &Device<T>, peers: &[x25519::PublicKey]) {
+async fn call<T: DeviceTransports>(device: &Device<T>, peers: Vec<[u8; 32]>) {
     for peer in peers {
         // it ends with the handshake, which need not be waited for; without an endpoint there is nobody to call
-        let _ = tokio::time::timeout(SENT, device.force_handshake(peer)).await;
+        let _ = tokio::time::timeout(SENT, device.force_handshake(&peer.into())).await;
     }
 }
 

@@ -57,7 +57,7 @@ pub use notify::{notify, watchdog};
 pub use privilege::{confine, confine_thread, reachable, writable};
 pub use timer::{Timer, timers_may_be_late};
 pub use uapi::UapiWireGuard;
-pub use uapi_listener::{UapiListener, UapiStream};
+pub use uapi_listener::UapiListener;
 pub use wireguard::{KernelWireGuard, kernel_wireguard, tun_available, wireguard};
 
 /// Which system this is.

@@ -62,7 +62,7 @@ pub use names::{USUAL_DEVICE, for_device};
 pub(crate) use process::lock_holder;
 pub use timer::Timer;
 pub use uapi::UapiWireGuard;
-pub use uapi_listener::{UapiListener, UapiStream};
+pub use uapi_listener::UapiListener;
 
 use crate::types::Backend;
 use crate::{Error, Result, WireGuard};

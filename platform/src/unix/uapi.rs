@@ -101,7 +101,7 @@ fn push_hex(text: &mut String, key: &str, bytes: &[u8; 32]) {
     text.push('\n');
 }
 
-fn parse_hex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+pub(super) fn parse_hex(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     let text = text.as_bytes();
     if text.len() != 64 {
         return None;

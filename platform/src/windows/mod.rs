@@ -47,9 +47,9 @@ mod wfp;
 mod wireguard;
 
 pub use absent::{
-    Timer, USUAL_DEVICE, UapiListener, UapiStream, confine, confine_thread, for_device, launch, legacy_tables,
-    listening_ports, notify, output, packet, port_holder, raw, reachable, release_program_pages, timers_may_be_late,
-    tun_available, watchdog, writable,
+    Timer, USUAL_DEVICE, UapiListener, confine, confine_thread, for_device, launch, legacy_tables, listening_ports,
+    notify, output, packet, port_holder, raw, reachable, release_program_pages, timers_may_be_late, tun_available,
+    watchdog, writable,
 };
 pub use clock::local_time;
 pub use elevation::privileged;
