@@ -3,10 +3,11 @@
 //! decides, and acknowledgements, which are read one by one, neither take time nor fill the receive buffer.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
 
 use netlink_bindings::builtin::Nlmsghdr;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::sockopt;
 
 /// Room for one answer: a refused message comes back whole, netlink(7) `NLMSG_ERROR`.
 const ANSWER_MAX: usize = 64 * 1024;
@@ -33,7 +34,8 @@ pub(super) fn exchange(protocol: i32, messages: &[u8]) -> io::Result<Answer> {
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW.cloexec(), Some(Protocol::from(protocol)))?;
     let wanted = messages.len() + SEND_OVERHEAD;
     if socket.send_buffer_size()? < wanted {
-        force_send_buffer(&socket, wanted)?;
+        // beyond the system's limit, socket(7)
+        sockopt::set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(wanted as libc::c_int))?;
     }
     let sent = retry(|| socket.write(messages))?;
     if sent != messages.len() {
@@ -75,22 +77,6 @@ impl Answer {
         let code = i32::from_ne_bytes(code.try_into().map_err(|_| too_short())?);
         Ok(Some(Answer { seq: header.seq, error: -code }))
     }
-}
-
-/// Beyond the system's limit, socket(7) `SO_SNDBUFFORCE`.
-fn force_send_buffer(socket: &Socket, size: usize) -> io::Result<()> {
-    let size = size as libc::c_int;
-    // SAFETY: the option's value is a C int, which lives until the call returns.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUFFORCE,
-            (&raw const size).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {

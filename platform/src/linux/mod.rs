@@ -36,6 +36,7 @@ mod route;
 pub mod service;
 #[path = "../unix/signals.rs"]
 pub mod signals;
+mod sockopt;
 mod start;
 mod sysctl;
 mod timer;

@@ -20,6 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use socket2::{Domain, SockFilter, Socket, Type};
 
 use super::bpf::{self, epoll};
+use super::sockopt;
 use crate::bpf::{Payload, Program, W};
 use crate::datagram::{IPV4_HEADER_MAX, UDP_HEADER, parse};
 use crate::messages::{INITIATION_LEN, INITIATIONS, WAKEUPS};
@@ -156,7 +157,12 @@ impl Ring {
         // protocol 0 receives nothing until it is bound, so nothing gets in before the filter stands
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         socket.attach_filter(filter)?;
-        set_option(&socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
+        sockopt::set(
+            &socket,
+            libc::SOL_PACKET,
+            libc::PACKET_VERSION,
+            &(libc::tpacket_versions::TPACKET_V2 as libc::c_int),
+        )?;
         // SAFETY: a plain number.
         let block = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
         let blocks = copies.div_ceil(block / FRAME);
@@ -166,7 +172,7 @@ impl Ring {
             tp_frame_size: FRAME as u32,
             tp_frame_nr: (block / FRAME * blocks) as u32,
         };
-        set_option(&socket, libc::PACKET_RX_RING, &request)?;
+        sockopt::set(&socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
         // SAFETY: a new mapping of the ring just made, at an address of the kernel's choice.
         let memory = unsafe {
             libc::mmap(
@@ -232,20 +238,6 @@ impl Drop for Ring {
         // SAFETY: the mapping that `open` made; no reference into it outlives a call of `take`.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.block * self.blocks) };
     }
-}
-
-fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the kernel reads a `T`, as long as we say, which lives through the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            option,
-            std::ptr::from_ref(value).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// From now on it receives packets of that family, on every interface.
