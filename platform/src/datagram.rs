@@ -14,8 +14,9 @@ pub const IPV6_HEADER: usize = 40;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
-/// Source and payload of a UDP packet that begins with its IP header; the payload may be cut short, by the filter only.
-/// `ifindex` is where it came in. `None`: not a packet of that shape.
+/// Source and payload of a UDP packet that begins with its IP header. The payload may be cut short by the filter, or
+/// because a header claims more than came, down to nothing. `ifindex` is where it came in. `None`: not a packet of that
+/// shape.
 pub fn parse(family: Family, packet: &[u8], ifindex: u32) -> Option<(SocketAddr, Range<usize>)> {
     let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
     let first = *packet.first()?;
@@ -32,13 +33,11 @@ pub fn parse(family: Family, packet: &[u8], ifindex: u32) -> Option<(SocketAddr,
     };
     let port = word(udp)?;
     let udp_len = usize::from(word(udp + 4)?);
-    if udp_len < UDP_HEADER || udp_len > ip_payload_len {
+    if udp_len < UDP_HEADER {
         return None;
     }
-    let payload = udp + UDP_HEADER..packet.len().min(udp + udp_len);
-    if payload.is_empty() {
-        return None;
-    }
+    let end = packet.len().min(udp + udp_len.min(ip_payload_len));
+    let payload = end.min(udp + UDP_HEADER)..end;
     let source = match family {
         Family::V4 => {
             let ip: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
@@ -108,6 +107,41 @@ mod tests {
             sum = (sum & 0xffff) + (sum >> 16);
         }
         sum == 0xffff
+    }
+
+    /// An IPv4 packet of 160 bytes of payload, whose IP and UDP headers claim so many bytes.
+    fn claiming(ip: u16, udp: u16) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7];
+        packet[2..4].copy_from_slice(&ip.to_be_bytes());
+        packet.extend([0xca, 0x6c, 0x0d, 0x96]);
+        packet.extend(udp.to_be_bytes());
+        packet.extend([0; 2 + 160]);
+        packet
+    }
+
+    #[test]
+    fn what_claims_more_than_came_is_seen_and_cut() {
+        let source = "192.0.2.1:51820".parse().unwrap();
+        let payload = |packet: &[u8]| parse(Family::V4, packet, 0).map(|(from, at)| (from == source, at));
+        assert_eq!(payload(&claiming(176, 156)), Some((true, 28..176)));
+        assert_eq!(payload(&claiming(176, 168)), Some((true, 28..176)), "behind the IP packet's end is padding");
+        assert_eq!(payload(&claiming(60, 156)), Some((true, 28..60)));
+        assert_eq!(payload(&claiming(28, 156)), Some((true, 28..28)));
+        assert_eq!(payload(&claiming(20, 156)), Some((true, 20..20)));
+        assert_eq!(payload(&claiming(176, 156)[..100]), Some((true, 28..100)));
+        assert_eq!(payload(&claiming(176, 156)[..26]), Some((true, 26..26)));
+        assert_eq!(payload(&claiming(19, 156)), None);
+        assert_eq!(payload(&claiming(176, 7)), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_payload_lies_in_its_packet(packet in proptest::collection::vec(proptest::num::u8::ANY, 0..300), v6: bool) {
+            let family = if v6 { Family::V6 } else { Family::V4 };
+            if let Some((_, payload)) = parse(family, &packet, 1) {
+                proptest::prop_assert!(packet.get(payload).is_some());
+            }
+        }
     }
 
     #[test]

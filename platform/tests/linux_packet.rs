@@ -169,6 +169,24 @@ fn the_ipv4_header_length_is_read_not_assumed() {
     }
 }
 
+/// One that no filter can tell from an initiation is handed over all the same: it has woken somebody, who is to count it.
+#[test]
+fn what_claims_to_be_longer_than_it_is_is_no_secret() {
+    if !own_namespace() {
+        return;
+    }
+    let tap = InitiationTap::open(PORT).unwrap();
+    let mut packet = ipv4_packet(0, 0, &initiation(3)[..20]);
+    // the UDP header's length
+    packet[24..26].copy_from_slice(&156u16.to_be_bytes());
+    for _ in 0..3 {
+        send_ipv4(&packet);
+        assert!(readable(&tap));
+        assert_eq!(received(&tap), Some(("127.0.0.9:1234".parse().unwrap(), initiation(3)[..20].to_vec())));
+        assert_eq!(received(&tap), None);
+    }
+}
+
 /// An IPv4 packet with this many bytes of no-operation options (RFC 791 §3.1) around UDP to our port.
 fn ipv4_packet(options: usize, fragment: u16, payload: &[u8]) -> Vec<u8> {
     let header = 20 + options;
