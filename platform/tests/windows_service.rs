@@ -90,7 +90,7 @@ mod windows {
         assert_eq!(service::install(&with(&["serve"], &[])).unwrap(), Installed::Other(command));
         assert!(service::uninstall().unwrap());
         assert!(read().ends_with("stopped\r\n") || read().ends_with("stopped\n"), "it ended by itself: {}", read());
-        eventually("it is gone", || service::status().unwrap().is_none());
+        assert_eq!(service::status().unwrap(), None, "it is gone");
         assert!(!service::uninstall().unwrap(), "twice is no error");
 
         assert_eq!(service::install(&with(&["fail"], &[])).unwrap(), Installed::Made);

@@ -33,6 +33,8 @@ const NAME: &str = "PeerVPN";
 const STOPPING: Duration = Duration::from_secs(30);
 /// How long after a failure it is started again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How long others may hold a removed service open.
+const GOING: Duration = Duration::from_secs(5);
 /// How often a stopping service is looked at.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -263,7 +265,8 @@ pub fn status() -> Result<Option<Service>> {
     }))
 }
 
-/// Stops the service, waits until it has put the host back, and removes it. `false` if there is none.
+/// Stops the service, waits until it has put the host back, removes it, and waits some seconds until it is gone. `false` if
+/// there is none.
 pub fn uninstall() -> Result<bool> {
     let manager = manager(SC_MANAGER_CONNECT)?;
     let Some(service) = open(&manager, SERVICE_STOP | SERVICE_QUERY_STATUS | DELETE)? else { return Ok(false) };
@@ -287,9 +290,22 @@ pub fn uninstall() -> Result<bool> {
     }
     // SAFETY: the handle is open.
     match check(|| format!("remove the service {NAME}"), unsafe { DeleteService(service.0) }) {
-        Err(error) if failed_for(&error, ERROR_SERVICE_MARKED_FOR_DELETE) => Ok(true),
-        other => other.map(|()| true),
+        Err(error) if failed_for(&error, ERROR_SERVICE_MARKED_FOR_DELETE) => {}
+        other => other?,
     }
+    drop(service);
+    // it goes with its last handle, such as that of its own process, which is ending; till then none can be installed
+    let removed = Instant::now();
+    while !matches!(open(&manager, SERVICE_QUERY_STATUS), Ok(None)) {
+        if removed.elapsed() > GOING {
+            tracing::warn!(
+                "another program has the service {NAME} open: close what shows services, to install it again"
+            );
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(true)
 }
 
 /// Does `work` as the service: only the service manager starts a process in which this succeeds. What it prints goes to
