@@ -383,11 +383,8 @@ impl UapiListener {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    /// The next connection, and whom it gives a persistent keepalive.
-    pub async fn accept(
-        &mut self,
-        _called: &tokio::sync::mpsc::Sender<Vec<[u8; 32]>>,
-    ) -> std::io::Result<std::net::TcpStream> {
+    /// The next connection; whom it gives a persistent keepalive would be told to `called`.
+    pub async fn accept<T>(&mut self, _called: &T) -> std::io::Result<std::net::TcpStream> {
         match *self {}
     }
 }
