@@ -169,7 +169,7 @@ fn the_ipv4_header_length_is_read_not_assumed() {
     }
 }
 
-/// One that no filter can tell from an initiation is handed over all the same: it has woken somebody, who is to count it.
+/// One that the filter takes for an initiation is handed over all the same: it has woken somebody, who is to count it.
 #[test]
 fn what_claims_to_be_longer_than_it_is_is_no_secret() {
     if !own_namespace() {

@@ -389,7 +389,7 @@ lab_tests! {
         // a datagram shorter than it says wakes the exit as an initiation does, so it counts, for a flood, too
         let lying = forged(Forgery::WrongMac1, &key, to.0, to.1).swap_remove(0)[..28 + 8].to_vec();
         lab.internet.run(|| {
-            // a header of one's own, raw(7); the kernel puts in source and lengths
+            // a header of one's own, raw(7): the kernel puts in source and total length; the UDP header's stays
             let raw = socket2::Socket::new(
                 socket2::Domain::IPV4,
                 socket2::Type::RAW,

@@ -55,7 +55,7 @@ pub struct InitiationTap {
 }
 
 impl InitiationTap {
-    /// Copies handshake initiations (type 1, exactly 148 bytes) for `port`. Needs CAP_NET_RAW.
+    /// Copies handshake initiations (type 1, by its UDP header 148 bytes) for `port`. Needs CAP_NET_RAW.
     pub fn open(port: u16) -> Result<Self> {
         Self::with_filter(port, &INITIATIONS, INITIATIONS_KEPT)
     }
@@ -81,7 +81,8 @@ impl InitiationTap {
     }
 
     /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
-    /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes. `None`: nothing waits.
+    /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes; cut, down to nothing, where a header claims more
+    /// than came. `None`: nothing waits.
     pub fn recv<'a>(&self, buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
         let mut rings = self.rings();
         for _ in 0..2 {

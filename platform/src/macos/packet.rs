@@ -19,7 +19,7 @@ pub const BUFFER_LEN: usize = IPV4_HEADER_MAX + UDP_HEADER + INITIATION_LEN as u
 pub struct InitiationTap(Tap);
 
 impl InitiationTap {
-    /// Copies handshake initiations (type 1, exactly 148 bytes) for `port`. Needs root.
+    /// Copies handshake initiations (type 1, by its UDP header 148 bytes) for `port`. Needs root.
     pub fn open(port: u16) -> Result<Self> {
         Self::of(Tap::open(port, &INITIATIONS), port)
     }
@@ -36,7 +36,8 @@ impl InitiationTap {
     }
 
     /// The next copy: where it came from (its IP header's source; a link-local one with the interface as scope) and
-    /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes. `None`: nothing waits.
+    /// its UDP payload inside `buf`, which should have [`BUFFER_LEN`] bytes; cut, down to nothing, where a header claims more
+    /// than came. `None`: nothing waits.
     pub fn recv<'a>(&self, buf: &'a mut [u8]) -> io::Result<Option<(SocketAddr, &'a [u8])>> {
         self.0.recv(buf)
     }

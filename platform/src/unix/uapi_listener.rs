@@ -81,11 +81,13 @@ impl UapiStream {
 
 impl Read for &UapiStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.flush()?;
+        // also if nobody reads the answer, the peers are set
+        let sent = self.flush();
         let called = self.request().answered();
         if !called.is_empty() {
             let _ = self.called.try_send(called);
         }
+        sent?;
         let length = (&self.stream).read(buffer)?;
         self.request().hear(&buffer[..length]);
         Ok(length)
@@ -121,19 +123,20 @@ struct Request {
     line: Zeroizing<Vec<u8>>,
     peer: Option<[u8; 32]>,
     called: Vec<[u8; 32]>,
-    whole: bool,
+    /// So many of them are of requests that have come whole.
+    whole: usize,
 }
 
 impl Default for Request {
     fn default() -> Self {
-        Request { line: Zeroizing::new(Vec::with_capacity(LINE)), peer: None, called: Vec::new(), whole: false }
+        Request { line: Zeroizing::new(Vec::with_capacity(LINE)), peer: None, called: Vec::new(), whole: 0 }
     }
 }
 
 impl Request {
-    /// Whom to call, if all of it has come.
+    /// Whom to call, of what has come whole.
     fn answered(&mut self) -> Vec<[u8; 32]> {
-        if std::mem::take(&mut self.whole) { std::mem::take(&mut self.called) } else { Vec::new() }
+        self.called.drain(..std::mem::take(&mut self.whole)).collect()
     }
 
     fn hear(&mut self, bytes: &[u8]) {
@@ -156,7 +159,7 @@ impl Request {
             Some(("persistent_keepalive_interval", seconds)) if seconds != "0" && self.called.len() < CALLED => {
                 self.called.extend(self.peer.take());
             }
-            None if line.is_empty() => self.whole = true,
+            None if line.is_empty() => (self.peer, self.whole) = (None, self.called.len()),
             _ => {}
         }
     }
@@ -242,6 +245,11 @@ mod tests {
         // at once where the pieces end with the requests; both together where they come together
         assert_eq!(told(&request, 4096), [vec![[0xa1; 32], [0xc3; 32]]]);
         assert_eq!(told(&request, 1), [vec![[0xa1; 32]], vec![[0xc3; 32]]]);
+        assert_eq!(
+            told(&request, request.len() - 1),
+            [vec![[0xa1; 32]], vec![[0xc3; 32]]],
+            "one that is not whole waits"
+        );
         assert_eq!(told(&request, 7).concat(), [[0xa1; 32], [0xc3; 32]]);
     }
 
@@ -259,7 +267,7 @@ mod tests {
             assert_eq!(told(&request, 16), Vec::<Vec<[u8; 32]>>::new(), "{request}");
         }
         let many: String =
-            (0..=255).map(|n| format!("public_key={}\npersistent_keepalive_interval=5\n", digits(n))).collect();
+            (0..64).map(|n| format!("public_key={}\npersistent_keepalive_interval=5\n", digits(n))).collect();
         assert_eq!(told(&format!("set=1\n{many}\n"), 512).concat().len(), CALLED);
     }
 }

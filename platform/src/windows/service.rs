@@ -296,7 +296,7 @@ pub fn uninstall() -> Result<bool> {
     drop(service);
     // it goes with its last handle, such as that of its own process, which is ending; till then none can be installed
     let removed = Instant::now();
-    while !matches!(open(&manager, SERVICE_QUERY_STATUS), Ok(None)) {
+    while matches!(open(&manager, SERVICE_QUERY_STATUS), Ok(Some(_))) {
         if removed.elapsed() > GOING {
             tracing::warn!(
                 "another program has the service {NAME} open: close what shows services, to install it again"
