@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::datagram::{IPV6_HEADER, UDP, UDP_HEADER};
+use crate::datagram::{IPV4_HEADER_MIN, IPV6_HEADER, UDP, UDP_HEADER};
 use crate::messages::stun;
 use crate::types::Family;
 
@@ -133,19 +133,36 @@ impl Program {
         self.branch(JSET | K, bits, Some(REJECT), None);
     }
 
+    /// Leaves the packet out unless A is at least `least`.
+    fn require_at_least(&mut self, least: u32) {
+        self.branch(JGE | K, least, None, Some(REJECT));
+    }
+
     /// Leaves out what is not a whole UDP datagram for `port` in an IP packet that begins at `at`. Then X is the length
-    /// of its IP header. IPv6 packets with extension headers are left out.
+    /// of its IP header. IPv6 packets with extension headers are left out. What is let through, but for a UDP length below
+    /// that of its header, [`crate::datagram::parse`] takes.
     pub(crate) fn require_udp(&mut self, family: Family, at: u32, port: u16) {
+        let version = |program: &mut Self, number: u32| {
+            program.load(B, at);
+            program.push(ALU | AND | K, 0xf0);
+            program.require(&[number << 4]);
+        };
         match family {
             Family::V4 => {
+                version(self, 4);
                 self.load(B, at + 9);
                 self.require(&[u32::from(UDP)]);
                 // RFC 791 §3.1: more-fragments flag and fragment offset
                 self.load(H, at + 6);
                 self.refuse_bits(0x3fff);
                 self.set_x_to_ipv4_header(at);
+                self.push(MISC | TXA, 0);
+                self.require_at_least(IPV4_HEADER_MIN as u32);
+                self.load(H, at + 2);
+                self.branch(JGE | X, 0, None, Some(REJECT));
             }
             Family::V6 => {
+                version(self, 6);
                 self.load(B, at + 6);
                 self.require(&[u32::from(UDP)]);
                 self.set_x(IPV6_HEADER as u32);
@@ -275,6 +292,7 @@ pub(crate) fn switch(size: u32, at: u32, programs: Vec<(u32, Vec<Instruction>)>)
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::datagram::parse;
 
     /// How many bytes a program copies of a packet; what the kernels' interpreters do.
     pub(crate) fn run(program: &[Instruction], packet: &[u8]) -> u32 {
@@ -307,6 +325,7 @@ pub(crate) mod tests {
                 c if c == JMP | JEQ | X => at += usize::from(if a == x { jt } else { jf }),
                 c if c == JMP | JGT | X => at += usize::from(if a > x { jt } else { jf }),
                 c if c == JMP | JGE | K => at += usize::from(if a >= k { jt } else { jf }),
+                c if c == JMP | JGE | X => at += usize::from(if a >= x { jt } else { jf }),
                 c if c == ALU | ADD | K => a = a.wrapping_add(k),
                 c if c == ALU | ADD | X => a = a.wrapping_add(x),
                 c if c == ALU | SUB | X => a = a.wrapping_sub(x),
@@ -335,19 +354,45 @@ pub(crate) mod tests {
         packet
     }
 
+    fn v6() -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 12, 17, 64];
+        packet.extend([0; 32]);
+        packet.extend([0x0d, 0x96, 0xca, 0x6c, 0, 12, 0, 0, 1, 0, 0, 0]);
+        packet
+    }
+
     #[test]
     fn a_program_takes_its_packets_and_leaves_all_others_out() {
         let mut program = Program::default();
         program.require_udp(Family::V4, 0, 51820);
         let program = program.finish_with(0, &ANY);
         assert_eq!(run(&program, &v4()), 36);
-        for (at, value) in [(9, 6), (6, 0x20), (7, 1), (26, 0), (32, 4), (35, 1)] {
+        for (at, value) in [(0, 0x44), (0, 0x66), (3, 23), (9, 6), (6, 0x20), (7, 1), (26, 0), (32, 4), (35, 1)] {
             let mut other = v4();
             other[at] = value;
             assert_eq!(run(&program, &other), 0, "byte {at}");
         }
         for cut in 0..v4().len() {
             assert_eq!(run(&program, &v4()[..cut]), 0, "cut at {cut}");
+        }
+    }
+
+    /// Whoever is woken for a packet must be able to say what it was.
+    #[test]
+    fn what_a_program_takes_can_be_parsed() {
+        for (family, packet) in [(Family::V4, v4()), (Family::V6, v6())] {
+            let mut program = Program::default();
+            program.require_udp(family, 0, 51820);
+            let program = program.finish_with(0, &Payload { length: Some(4), ..ANY });
+            let whole = packet.len();
+            assert_eq!(run(&program, &packet), whole as u32);
+            for (at, value) in (0..whole).flat_map(|at| (0..=u8::MAX).map(move |value| (at, value))) {
+                let mut other = packet.clone();
+                other[at] = value;
+                let copied = run(&program, &other) as usize;
+                let parsed = parse(family, &other[..copied.min(whole)], 0);
+                assert!(copied == 0 || parsed.is_some(), "{family:?}, byte {at}: {value:#x}");
+            }
         }
     }
 
@@ -362,11 +407,8 @@ pub(crate) mod tests {
         let frame = |kind: [u8; 2], packet: &[u8]| [&[0; 12], &kind[..], packet].concat();
         assert_eq!(run(&both, &frame([8, 0], &v4())), 14 + 36);
         assert_eq!(run(&both, &frame([0x86, 0xdd], &v4())), 0);
-        let mut v6 = vec![0x60, 0, 0, 0, 0, 12, 17, 64];
-        v6.extend([0; 32]);
-        v6.extend([0x0d, 0x96, 0xca, 0x6c, 0, 12, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(run(&both, &frame([0x86, 0xdd], &v6)), 14 + 52);
-        assert_eq!(run(&both, &frame([8, 0], &v6)), 0);
+        assert_eq!(run(&both, &frame([0x86, 0xdd], &v6())), 14 + 52);
+        assert_eq!(run(&both, &frame([8, 0], &v6())), 0);
         assert_eq!(run(&both, &frame([8, 6], &v4())), 0);
     }
 

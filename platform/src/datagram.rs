@@ -7,7 +7,9 @@ use crate::types::Family;
 
 /// UDP header, RFC 768.
 pub const UDP_HEADER: usize = 8;
-/// Longest IPv4 header, RFC 791 §3.1.
+/// Shortest IPv4 header, RFC 791 §3.1.
+pub const IPV4_HEADER_MIN: usize = 20;
+/// Longest one.
 pub const IPV4_HEADER_MAX: usize = 60;
 /// IPv6 header without extensions, RFC 8200 §3.
 pub const IPV6_HEADER: usize = 40;
@@ -23,7 +25,7 @@ pub fn parse(family: Family, packet: &[u8], ifindex: u32) -> Option<(SocketAddr,
     let (udp, ip_payload_len) = match family {
         Family::V4 => {
             let header = usize::from(first & 0xf) * 4;
-            if first >> 4 != 4 || header < 20 {
+            if first >> 4 != 4 || header < IPV4_HEADER_MIN {
                 return None;
             }
             (header, usize::from(word(2)?).checked_sub(header)?)
