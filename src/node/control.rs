@@ -355,6 +355,8 @@ pub struct Server {
 const MAX_CONNECTIONS: usize = 16;
 /// How long an asker gets to send its request and take its answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
+/// Pause after a connection that could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Server {
     /// Listens. The caller holds the interface's journal, so a socket file that is there is a dead node's.
@@ -367,7 +369,13 @@ impl Server {
         let accepting = tokio::spawn(async move {
             loop {
                 let Ok(slot) = slots.clone().acquire_owned().await else { return };
-                let Ok(stream) = listener.accept().await else { return };
+                let stream = match listener.accept().await {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        not_accepted(error).await;
+                        continue;
+                    }
+                };
                 let sender = sender.clone();
                 tokio::spawn(async move {
                     if let Err(error) = converse(stream, sender).await {
@@ -410,6 +418,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Waits after a connection that could not be taken, for want of descriptors most likely: the next one is tried soon,
+/// without spinning.
+pub(super) async fn not_accepted(error: std::io::Error) {
+    tracing::debug!(%error, "accept a connection");
+    tokio::time::sleep(ACCEPT_AGAIN).await;
 }
 
 async fn converse(stream: os::control::Stream, node: tokio::sync::mpsc::Sender<Asked>) -> std::io::Result<()> {

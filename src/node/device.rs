@@ -14,6 +14,7 @@ use gotatun::tun::tun_async_device::TunDevice;
 use peervpn_platform::os::{self, launch};
 use peervpn_platform::types::Capability;
 
+use super::control::not_accepted;
 use crate::error::{Failure, Words};
 use rest::{Activity, Sockets};
 
@@ -82,18 +83,19 @@ fn bundled(interface: &str) -> Result<(), Failure> {
         let mut listener = os::UapiListener::bind(interface, &name).map_err(|error| failed(&error))?;
         let mut stop = os::signals::StopSignals::install()?;
         let (called, mut to_call) = tokio::sync::mpsc::channel(REQUESTS);
-        let serve = |accepted: std::io::Result<_>| {
-            if let Ok(stream) = accepted {
+        let serve = async |accepted: std::io::Result<_>| match accepted {
+            Ok(stream) => {
                 activity.told();
                 client.clone().wrap_read_write(stream);
             }
+            Err(error) => not_accepted(error).await,
         };
         'run: loop {
             let peers = tokio::select! {
                 () = device.wait() => break,
                 () = stop.recv() => break,
                 accepted = listener.accept(&called) => {
-                    serve(accepted);
+                    serve(accepted).await;
                     continue;
                 }
                 Some(peers) = to_call.recv() => peers,
@@ -103,7 +105,7 @@ fn bundled(interface: &str) -> Result<(), Failure> {
                 tokio::select! {
                     () = &mut calling => break,
                     () = stop.recv() => break 'run,
-                    accepted = listener.accept(&called) => serve(accepted),
+                    accepted = listener.accept(&called) => serve(accepted).await,
                 }
             }
         }

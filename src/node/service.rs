@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use zeroize::Zeroizing;
 
+use super::control::not_accepted;
 use crate::join::service::{Answer, MAX_ANSWER, MAX_REQUEST, PORT, Refusal, Request};
 
 /// Connections served at a time; further ones wait in the system's queue.
@@ -84,8 +85,7 @@ async fn accept(listener: TcpListener, node: mpsc::Sender<Asked>, slots: Arc<Sem
                     drop(slot);
                 });
             }
-            // out of descriptors, most likely: not a reason to spin
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => not_accepted(error).await,
         }
     }
 }

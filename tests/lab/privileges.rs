@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::PathBuf;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::node::Node;
@@ -25,9 +25,8 @@ fn field(status: &str, name: &str) -> u64 {
 /// Sends a signal to every process of ours at a site.
 pub fn signal(site: &Site, signal: i32) {
     for path in processes(site) {
-        let pid = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()).expect("a process ID");
         // SAFETY: a signal to a process seen in a namespace of the lab's.
-        unsafe { libc::kill(pid, signal) };
+        unsafe { libc::kill(pid(&path), signal) };
     }
 }
 
@@ -40,6 +39,11 @@ fn processes(site: &Site) -> Vec<PathBuf> {
             && fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("peervpn"))
     };
     processes.filter(ours).collect()
+}
+
+/// The process whose directory it is.
+fn pid(path: &Path) -> i32 {
+    path.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a process ID")
 }
 
 /// The status of every thread of every process of ours at a site, with the command line of its process.
@@ -56,6 +60,22 @@ fn threads(site: &Site) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// How many descriptors every process of ours at a site may open from now on; the answer is how many one could before.
+fn descriptors(site: &Site, most: libc::rlim_t) -> libc::rlim_t {
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    for path in processes(site) {
+        let pid = pid(&path);
+        // SAFETY: a process seen in a namespace of the lab's; both structures live through the calls.
+        let results = unsafe {
+            let read = libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before);
+            let limit = libc::rlimit { rlim_cur: most, ..before };
+            [read, libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut())]
+        };
+        assert_eq!(results, [0, 0], "{}", std::io::Error::last_os_error());
+    }
+    before.rlim_cur
 }
 
 /// Waits until a node says that it has given up what it needs no more, which follows its first event.
@@ -119,6 +139,26 @@ lab_tests! {
         peer.stop(libc::SIGTERM);
         exit.stop(libc::SIGTERM);
         assert!(before[0] == lab.exit.host.snapshot() && before[1] == lab.peer().host.snapshot());
+    }
+
+    /// A connection that could not be taken is not the last one, and it is waited for without spinning.
+    fn a_node_that_was_out_of_descriptors_answers_again() {
+        let lab = Lab::without_stun(Nat::Open, &[]);
+        let (mut exit, _) = open_exit(&lab, &["--no-stun", "-v"]);
+        settled(&exit);
+        let limits = descriptors(&lab.exit, 0);
+        let failures = || exit.log().matches("accept a connection").count();
+        let _waits = UnixStream::connect(lab.exit.dir.join("run/peervpn0.sock")).expect("the control socket");
+        let since = Instant::now();
+        while failures() < 3 {
+            assert!(since.elapsed() < record::patience(10), "{}", exit.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let most = since.elapsed().as_millis() / 100 + 1;
+        assert!(failures() as u128 <= most, "{most} at most: {}", exit.log());
+        descriptors(&lab.exit, limits);
+        lab.exit.run_ok(&["status"]);
+        exit.stop(libc::SIGTERM);
     }
 
     /// State below a directory that only another user may enter: the one capability that this takes stays.
